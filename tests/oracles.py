@@ -8,7 +8,8 @@ from torch import Tensor
 UNIT_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
-def assert_three_way(kernel: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dtype | None = None, name: str = "") -> None:
+def assert_three_way(kernel: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dtype | None = None,
+                     name: str = "") -> None:
     """`|kernel - truth| <= 2 |eager - truth| + 4 u max|truth|` in the maximum norm, u of the storage `dtype`.
 
     `truth` is float64 on the same (rounded) inputs, `eager` the plain PyTorch result: in the storage dtype for stored

@@ -1,51 +1,71 @@
-"""Argument checks that every op makes at its public door. Messages name op, argument, actual, expected."""
+"""Argument checks that every op makes at its public door. Messages name op, argument, actual, expected.
+
+Functions called `bad_*` build the error; a hot path compares inline and calls them only to raise.
+"""
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# storage dtype -> dtype of arithmetic, log-determinants and every other reduction
+COMPUTE_DTYPE = {
+    torch.float64: torch.float64, torch.float32: torch.float32,
+    torch.bfloat16: torch.float32, torch.float16: torch.float32,
+}
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of arithmetic and reductions: float64 for float64 storage, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return COMPUTE_DTYPE[x.dtype]
 
 
-def check_tensor(op: str, name: str, value: object) -> None:
-    """Raises TypeError unless value is a Tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a Tensor")
+def bad_type(op: str, name: str, value: object, expected: str = "a Tensor") -> TypeError:
+    """The error for a value of the wrong Python type."""
+    return TypeError(f"{op}: {name} is {type(value).__name__}, expected {expected}")
+
+
+def bad_dtype(op: str, name: str, value: Tensor, expected: object) -> TypeError:
+    """The error for a tensor of the wrong dtype."""
+    return TypeError(f"{op}: {name} has dtype {value.dtype}, expected {expected}")
+
+
+def bad_shape(op: str, name: str, value: Tensor, expected: object, why: str = "") -> ValueError:
+    """The error for a tensor of the wrong shape; `why` says what it must match."""
+    expected = tuple(expected) if isinstance(expected, tuple) else expected
+    return ValueError(f"{op}: {name} has shape {tuple(value.shape)}, expected {expected}{why and ' ' + why}")
+
+
+def bad_device(op: str, name: str, value: Tensor, x: Tensor) -> ValueError:
+    """The error for a tensor that is not where x is."""
+    return ValueError(f"{op}: {name} is on {value.device}, expected {x.device} like x")
 
 
 def check_float(op: str, name: str, value: object) -> None:
     """Raises TypeError unless value is a Tensor of a dtype that the kernels store."""
-    check_tensor(op, name, value)
-    if value.dtype not in DTYPES:
-        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected float64, float32, bfloat16 or float16")
+    if not isinstance(value, Tensor):
+        raise bad_type(op, name, value)
+    if value.dtype not in COMPUTE_DTYPE:
+        raise bad_dtype(op, name, value, "float64, float32, bfloat16 or float16")
 
 
 def check_dims(op: str, x: Tensor) -> None:
     """Raises ValueError unless x is [B, C, *spatial] with 2 to 5 dims."""
     if not 2 <= x.dim() <= 5:
-        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, expected 2 to 5 dims [B, C, *spatial]")
-
-
-def check_shape(op: str, name: str, value: Tensor, expected: tuple[int, ...], why: str = "") -> None:
-    """Raises ValueError unless value has the expected shape; `why` says what it must match."""
-    if value.shape != expected:
-        raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, expected {tuple(expected)}{why and ' ' + why}")
+        raise bad_shape(op, "x", x, "2 to 5 dims [B, C, *spatial]")
 
 
 def check_log_det(op: str, x: Tensor, log_det: object) -> None:
-    """Raises unless log_det is a running log-determinant for x: [B], float32 (float64 for float64 x)."""
-    check_tensor(op, "log_det", log_det)
-    check_shape(op, "log_det", log_det, x.shape[:1], "to match the batch of x")
-    if log_det.dtype != compute_dtype(x):
-        raise TypeError(f"{op}: log_det has dtype {log_det.dtype}, expected {compute_dtype(x)} for {x.dtype} x")
+    """Raises unless log_det is a running log-determinant for x: [B], float32 (float64 for float64 x), on x's device."""
+    if not isinstance(log_det, Tensor):
+        raise bad_type(op, "log_det", log_det)
+    if log_det.shape != x.shape[:1]:
+        raise bad_shape(op, "log_det", log_det, x.shape[:1], "to match the batch of x")
+    if log_det.dtype != COMPUTE_DTYPE[x.dtype]:
+        raise bad_dtype(op, "log_det", log_det, f"{COMPUTE_DTYPE[x.dtype]} for {x.dtype} x")
+    check_device(op, x, log_det=log_det)
 
 
 def check_device(op: str, x: Tensor, **others: Tensor | None) -> None:
     """Raises ValueError unless every given tensor is on the device of x."""
     for name, value in others.items():
         if value is not None and value.device != x.device:
-            raise ValueError(f"{op}: {name} is on {value.device}, expected {x.device} like x")
+            raise bad_device(op, name, value, x)
