@@ -1,3 +1,6 @@
 """Normalizing flows for semi-supervised learning, with fused CPU and CUDA kernels."""
 
+from fastflow._backend import backend, backends
+
 __version__ = "0.1.0"
+__all__ = ["backend", "backends"]

@@ -1,39 +1,162 @@
-"""Which backend serves a call: the native library, Triton, CUDA, or the reference."""
+"""Which backend serves a call: what is available here, what is proved, and what the user asked for."""
 
+import importlib
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
-_forced: str | None = None
+import torch
+
+from fastflow import _library, _proof
+
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+@dataclass(frozen=True)
+class State:
+    """`status` is "available", "unproved" (right only by the tests that need no GPU) or "unavailable"."""
+
+    status: str
+    reason: str
+    remedy: str = ""
+
+
+def _checked(name: str, source: str) -> str | None:
+    if name not in NAMES:
+        raise ValueError(f"{source}: backend is {name!r}, expected one of {', '.join(NAMES)}")
+    return None if name == "auto" else name
+
+
+_forced = _checked(os.environ.get("FASTFLOW_BACKEND", "auto"), "FASTFLOW_BACKEND")
+_library.load()
 
 
 def forced() -> str | None:
-    """The backend that the user asked for, or None for the automatic choice."""
+    """The backend that the user asked for; None when the choice is automatic."""
     return _forced
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Forces a backend inside the block: "auto", "reference", "cpu", "triton" or "cuda"."""
+    """Computes every op inside the block by one backend: "reference", "cpu", "triton", "cuda"; "auto" undoes that.
+
+    Holds for the process, all threads. The environment variable FASTFLOW_BACKEND, read once at import, sets the same.
+    A call that the backend cannot serve raises RuntimeError. An unknown name raises ValueError.
+    """
     global _forced
-    before, _forced = _forced, None if name == "auto" else name
+    before, _forced = _forced, _checked(name, "backend")
     try:
         yield
     finally:
         _forced = before
 
 
-def require(op: str, backend: str, device_type: str) -> None:
-    """Raises RuntimeError when `backend` cannot serve `op` on this kind of device."""
-    raise RuntimeError(f"{op}: backend {backend!r} cannot serve a call on {device_type}")
+def backends() -> dict[str, State]:
+    """The state of each backend here, with the reason, and with what to do about one that is not available."""
+    return {name: state(name) for name in NAMES[1:]}
+
+
+@cache
+def state(name: str) -> State:
+    """The state of one backend; looked up once a process."""
+    return {"reference": _reference, "cpu": _cpu, "triton": _triton, "cuda": _cuda}[name]()
+
+
+def _reference() -> State:
+    return State("available", "plain PyTorch, any device")
+
+
+def _cpu() -> State:
+    if _library.load() is None:
+        return State("unavailable", _library.MISSING, _library.REMEDY)
+    level = _library.instruction_set()
+    if not level:
+        return State("unavailable", f"FASTFLOW_CPU_ISA is {os.environ.get('FASTFLOW_CPU_ISA')!r}",
+                     "set it to baseline, avx2 or avx512, at most what this CPU has, or unset it")
+    return State("available", f"C++, instruction set {level}")
+
+
+def _triton() -> State:
+    if find_spec("triton") is None:
+        return State("unavailable", "triton is not installed", "pip install triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return State("available", "Triton's interpreter, on CPU tensors, for tests only")
+    return _without_device() or _by_record("triton")
+
+
+def _cuda() -> State:
+    if _library.load() is None:
+        return State("unavailable", _library.MISSING, _library.REMEDY)
+    if not _library.build_info()["cuda"]:
+        return State("unavailable", "the native library was built without nvcc",
+                     f"put nvcc on PATH, then: {_library.BUILD_COMMAND}")
+    return _without_device() or _by_record("cuda")
+
+
+def _without_device() -> State | None:
+    if torch.version.cuda is None:
+        return State("unavailable", f"torch {torch.__version__} is a build without CUDA", "install a CUDA build of torch")
+    if not torch.cuda.is_available():
+        return State("unavailable", "torch sees no CUDA device", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return State("unavailable", f"compute capability {major}.{minor}", "use a device of capability 8.0 or later")
+    return None
+
+
+def _by_record(name: str) -> State:
+    device = torch.cuda.get_device_name()
+    if _proof.proved(name):
+        return State("available", f"{device}, proved by a record of these sources")
+    return State("unproved", f"no record shows the GPU tests green on these sources; on {device} the reference serves",
+                 f'force it with fastflow.backend("{name}"), or prove it: fastflow bench record')
+
+
+def kernel_serves(name: str) -> bool:
+    """Whether the automatic choice on CUDA takes the kernels of "triton" or "cuda"; warns, once, if they are unproved."""
+    current = state(name)
+    if current.status == "unproved":
+        _warn_unproved(name)
+    return current.status == "available"
 
 
 def triton_serves(op: str) -> bool:
-    """Whether the Triton kernel of `op` serves CUDA tensors now: proved by a record, or forced."""
-    return _forced == "triton"
+    """`kernel_serves` for an op with a Triton kernel."""
+    return kernel_serves("triton")
+
+
+@cache
+def _warn_unproved(name: str) -> None:
+    current = state(name)
+    warnings.warn(f"fastflow: the {name} kernels are unproved: {current.reason}. To change that, {current.remedy}",
+                  stacklevel=2)
 
 
 def triton_launcher(name: str) -> Callable:
-    """The launcher of that name in fastflow.kernels."""
-    from fastflow import kernels
+    """The launcher `name` of `fastflow.kernels`, which is imported with triton on the first use."""
+    return getattr(importlib.import_module("fastflow.kernels"), name)
 
-    return getattr(kernels, name)
+
+def require(op: str, name: str, device_type: str) -> None:
+    """Raises RuntimeError unless the backend `name`, which the user forced, serves `op` on this type of device."""
+    current = state(name)
+    if current.status == "unavailable":
+        raise RuntimeError(f"{op}: backend {name!r} was asked for and is unavailable: {current.reason}; {current.remedy}")
+    expected = "cpu" if name == "cpu" or (name == "triton" and os.environ.get("TRITON_INTERPRET") == "1") else "cuda"
+    if device_type != expected:
+        raise RuntimeError(f"{op}: backend {name!r} was asked for and x is on {device_type}, expected {expected}")
+    if not _has_kernel(op, name):
+        raise RuntimeError(f'{op}: backend {name!r} was asked for and has no kernel of this op, use backend("auto")')
+
+
+@cache
+def _has_kernel(op: str, name: str) -> bool:
+    if name == "triton":
+        return hasattr(importlib.import_module("fastflow.kernels"), f"{op}_cuda")
+    if name == "cuda":
+        return hasattr(torch.ops.fastflow_cuda, op)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow::{op}", "CPU")

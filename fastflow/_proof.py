@@ -1,0 +1,45 @@
+"""Whether a GPU kernel has been shown right: its sources against the measured records that ship with the package."""
+
+import hashlib
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastflow import _library
+
+_PACKAGE = Path(__file__).parent
+_RECORDS = (_PACKAGE / "records", _PACKAGE.parent / "benchmarks" / "records")  # installed, checkout
+
+# What decides the results of each backend, by the start of a source's path.
+_DECIDES = {"triton": ("kernels/", "fastflow/ops/"), "cuda": ("csrc/", "fastflow/ops/")}
+
+
+@cache
+def sources() -> dict[str, str]:
+    """{path in the repository: sha256} of kernels/, fastflow/ops/ and, as the native library was built, csrc/."""
+    folders = {"kernels": Path(find_spec("fastflow.kernels").origin).parent, "fastflow/ops": _PACKAGE / "ops"}
+    hashed = {f"{name}/{path.relative_to(folder).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()
+              for name, folder in folders.items() for path in sorted(folder.rglob("*.py"))}
+    return hashed | _library.build_info().get("sources", {})
+
+
+def proved(backend: str) -> bool:
+    """Whether a packaged record ran the GPU tests green on exactly the present sources of "triton" or "cuda"."""
+    present = _deciding(sources(), backend)
+    return any(_green(record) and _deciding(record.get("sources", {}), backend) == present for record in _records())
+
+
+def _deciding(hashed: dict[str, str], backend: str) -> dict[str, str]:
+    return {path: digest for path, digest in hashed.items()
+            if path.startswith(_DECIDES[backend]) and not path.startswith("csrc/cpu/")}
+
+
+def _green(record: dict) -> bool:
+    tests = record.get("tests", {}).get("gpu", {})
+    return tests.get("passed", 0) > 0 and tests.get("failed", 1) == 0
+
+
+@cache
+def _records() -> list[dict]:
+    return [json.loads(path.read_text()) for folder in _RECORDS for path in sorted(folder.glob("*.json"))]
