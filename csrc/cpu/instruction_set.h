@@ -1,0 +1,12 @@
+#pragma once
+
+namespace fastflow {
+
+// The x86-64 levels that csrc/cpu/isa is compiled for: 1, 3 (AVX2, FMA) and 4 (AVX-512).
+enum class InstructionSet { baseline, avx2, avx512 };
+
+// The best level of this CPU, or the lower one that FASTFLOW_CPU_ISA names; read once.
+// Throws if FASTFLOW_CPU_ISA is unknown or above what the CPU has.
+InstructionSet instruction_set();
+
+}  // namespace fastflow
