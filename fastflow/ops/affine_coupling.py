@@ -247,14 +247,12 @@ _backward = Op(
 
 
 class _AffineCoupling(torch.autograd.Function):
-    """Saves the output; in 16-bit storage, where the output minus the shift has lost the digits of c x, the input."""
+    """Saves the output; in 16-bit storage, where its rounding would reach the gradients (of gain above all), the input."""
 
     @staticmethod
     def forward(ctx, x, scale, shift, gain, mask, log_det, settings, backend):
         z, total = _forward.kernel(backend, x.device.type)(x, scale, shift, gain, mask, log_det, *settings)
-        *_, shift_first, inverse = settings
-        cancels = shift_first if inverse else not shift_first
-        ctx.from_input = cancels and x.dtype in (torch.bfloat16, torch.float16)
+        ctx.from_input = x.dtype in (torch.bfloat16, torch.float16)
         ctx.settings, ctx.backend = settings, backend
         ctx.set_materialize_grads(False)
         if scale is None:
