@@ -1,4 +1,4 @@
-"""The affine coupling layer: a conditioner reads the passive part of x and makes scale and shift for the active part."""
+"""The affine coupling layer: a conditioner reads the passive part of x, and scales and shifts the active part."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AffineCoupling(Bijection):
         if not callable(conditioner):
             raise TypeError(f"AffineCoupling: conditioner is {type(conditioner).__name__}, expected an nn.Module")
         if not isinstance(split, Split):
-            raise TypeError(f"AffineCoupling: split is {type(split).__name__}, expected a Split, such as Split.halves()")
+            raise TypeError(f"AffineCoupling: split is {type(split).__name__}, expected a Split like Split.halves()")
         if not isinstance(scale_map, ScaleMap):
             raise TypeError(f"AffineCoupling: scale_map is {type(scale_map).__name__}, expected a ScaleMap")
         if packing not in PACKINGS:
@@ -68,7 +68,14 @@ class AffineCoupling(Bijection):
         """(x, log_det): latent to data; adds log|det dx/dz| to the running log_det."""
         return self._couple(z, context, log_det, inverse=True)
 
-    def _couple(self, x: Tensor, context: Tensor | None, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """`shape` itself; raises ValueError if the split does not fit samples of that shape."""
+        self.split.check(shape)
+        return shape
+
+    def _couple(
+        self, x: Tensor, context: Tensor | None, log_det: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
         if x.dim() < 2:
             raise ValueError(f"AffineCoupling: x has shape {tuple(x.shape)}, expected [B, C, *spatial]")
         passive = self.split.passive_part(x, self.mask)
@@ -91,8 +98,8 @@ class AffineCoupling(Bijection):
         expected = each if additive else (each[0], 2 * count, *each[2:])
         if getattr(made, "shape", None) != expected:
             what = "the shift" if additive else f"{self.packing},"
-            raise ValueError(f"AffineCoupling: conditioner returned {_describe(made)}, expected {what} of shape {expected} "
-                             f"for the {count} active of {x.shape[1]} channels of x {tuple(x.shape)}")
+            raise ValueError(f"AffineCoupling: conditioner returned {_describe(made)}, expected {what} of shape "
+                             f"{expected} for the {count} active of {x.shape[1]} channels of x {tuple(x.shape)}")
         if additive:
             return None, made
         if self.packing.endswith("_interleaved"):

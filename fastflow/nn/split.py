@@ -12,9 +12,9 @@ from torch import Tensor
 class Split:
     """The active and the passive part of samples x [B, C, *spatial]; build one with a named constructor below.
 
-    Channel splits (`halves`, `interleaved`) cut dim 1: the conditioner reads a view of the passive channels. Mask splits
-    (`mask`, `checkerboard`) select positions: the conditioner reads x at full width with the active positions zero, and
-    what it makes for passive positions is ignored.
+    Channel splits (`halves`, `interleaved`) cut dim 1: the conditioner reads a view of the passive channels. Mask
+    splits (`mask`, `checkerboard`) select positions: the conditioner reads x at full width with the active positions
+    zero, and what it makes for passive positions is ignored.
     """
 
     layout: str
@@ -48,7 +48,7 @@ class Split:
         if mask.dtype != torch.bool:
             raise TypeError(f"Split.mask: mask has dtype {mask.dtype}, expected torch.bool, True = passive")
         if not 1 <= mask.dim() <= 4:
-            raise ValueError(f"Split.mask: mask has shape {tuple(mask.shape)}, expected [C, *spatial] of 1 to 4 dimensions")
+            raise ValueError(f"Split.mask: mask has shape {tuple(mask.shape)}, expected 1 to 4 dims [C, *spatial]")
         return cls("mask", passive_mask=mask)
 
     @classmethod
@@ -68,8 +68,15 @@ class Split:
         passive = sum(steps) % 2 != parity
         return cls("checkerboard", passive_mask=passive.expand(shape).contiguous(), parity=parity)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless samples of `shape` (C, *spatial) have both parts where this split puts them."""
+        if self.passive_mask is None:
+            self.active_slice(shape[0])
+        elif shape != tuple(self.passive_mask.shape):
+            raise ValueError(f"{self}: a sample has shape {shape}, expected {tuple(self.passive_mask.shape)}")
+
     def active_slice(self, channels: int) -> slice | None:
-        """The transformed channels of dim 1 among `channels`; None for a mask split. ValueError if there are too few."""
+        """The transformed channels of dim 1 among `channels`; None for a mask split. Raises if there are too few."""
         if self.passive_mask is not None:
             return None
         needed = 2 if self.passive is None else self.passive + 1
@@ -99,10 +106,9 @@ class Split:
         mask: the passive mask on x's device, for a mask split (the module's buffer).
         """
         if self.passive_mask is not None:
+            self.check(tuple(x.shape[1:]))
             mask = self.passive_mask if mask is None else mask
-            if x.shape[1:] != mask.shape:
-                raise ValueError(f"{self}: x has shape {tuple(x.shape)}, expected (B, {', '.join(map(str, mask.shape))})")
-            # A select, not a product: what stands in an active position, even inf or NaN, never reaches the conditioner.
+            # A select, not a product: even an inf or NaN in an active position never reaches the conditioner.
             return torch.where(mask, x, 0)
         channels = x.shape[1]
         active = self.active_slice(channels)

@@ -247,7 +247,7 @@ _backward = Op(
 
 
 class _AffineCoupling(torch.autograd.Function):
-    """Saves the output; in 16-bit storage, where its rounding would reach the gradients (of gain above all), the input."""
+    """Saves the output; in 16-bit storage, where its rounding would reach the gradients, the input."""
 
     @staticmethod
     def forward(ctx, x, scale, shift, gain, mask, log_det, settings, backend):
