@@ -124,11 +124,6 @@ def kernel_serves(name: str) -> bool:
     return current.status == "available"
 
 
-def triton_serves(op: str) -> bool:
-    """`kernel_serves` for an op with a Triton kernel."""
-    return kernel_serves("triton")
-
-
 @cache
 def _warn_unproved(name: str) -> None:
     current = state(name)
@@ -136,9 +131,12 @@ def _warn_unproved(name: str) -> None:
                   stacklevel=2)
 
 
-def triton_launcher(name: str) -> Callable:
-    """The launcher `name` of `fastflow.kernels`, which is imported with triton on the first use."""
-    return getattr(importlib.import_module("fastflow.kernels"), name)
+@cache
+def launcher(op: str, name: str) -> Callable:
+    """What runs the kernel of `op` that belongs to "triton" or "cuda". Triton is imported here, on the first use."""
+    if name == "triton":
+        return getattr(importlib.import_module("fastflow.kernels"), f"{op}_cuda")
+    return getattr(torch.ops.fastflow_cuda, op).default
 
 
 def require(op: str, name: str, device_type: str) -> None:

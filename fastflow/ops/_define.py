@@ -12,24 +12,24 @@ class Op:
 
     `reference` is plain PyTorch, differentiable, and defines the op. `fallback` is what the dispatcher calls where no
     kernel is registered: the reference with the outputs' layout that `fake` promises. The native library registers
-    itself for CPU; `triton` names the launcher in `fastflow.kernels` that serves CUDA.
+    itself for CPU; `on_cuda` names the backend with a kernel for CUDA, "triton" or "cuda" (C++).
     """
 
     def __init__(self, name: str, schema: str, *, reference: Callable, fallback: Callable, fake: Callable,
-                 triton: str | None = None) -> None:
+                 on_cuda: str | None = None) -> None:
         qualified = f"fastflow::{name}"
-        self.name, self.reference, self.triton = name, reference, triton
+        self.name, self.reference, self.on_cuda = name, reference, on_cuda
         torch.library.define(qualified, schema)
         torch.library.impl(qualified, "CompositeExplicitAutograd", fallback)
         torch.library.register_fake(qualified, fake)
-        if triton is not None:
+        if on_cuda is not None:
             torch.library.impl(qualified, "CUDA", self._launch_or_fall_back(fallback))
         self.dispatch = getattr(torch.ops.fastflow, name).default
 
     def _launch_or_fall_back(self, fallback: Callable) -> Callable:
         def cuda(*args):
-            if _backend.triton_serves(self.name):
-                return _backend.triton_launcher(self.triton)(*args)
+            if _backend.kernel_serves(self.on_cuda):
+                return _backend.launcher(self.name, self.on_cuda)(*args)
             return fallback(*args)
 
         return cuda
@@ -43,11 +43,8 @@ class Op:
             return self.dispatch
         if backend == "reference":
             return self.reference
-        if backend == "triton" and self.triton is not None:
-            _backend.require(self.name, backend, device_type)
-            return _backend.triton_launcher(self.triton)
         _backend.require(self.name, backend, device_type)
-        return self.dispatch
+        return self.dispatch if backend == "cpu" else _backend.launcher(self.name, backend)
 
 
 def under_transform() -> bool:

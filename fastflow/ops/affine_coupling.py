@@ -235,14 +235,14 @@ _forward = Op(
     "affine_coupling",
     f"(Tensor x, Tensor? scale, Tensor shift, Tensor? gain, Tensor? mask, Tensor? log_det, {_SETTINGS})"
     " -> (Tensor, Tensor)",
-    reference=reference, fallback=_fallback, fake=_fake, triton="affine_coupling_cuda",
+    reference=reference, fallback=_fallback, fake=_fake, on_cuda="triton",
 )
 _backward = Op(
     "affine_coupling_backward",
     f"(Tensor grad_z, Tensor? grad_log_det, Tensor saved, Tensor? scale, Tensor shift, Tensor? gain, Tensor? mask,"
     f" {_SETTINGS}, bool from_input) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=backward_reference, fallback=_backward_fallback, fake=_backward_fake,
-    triton="affine_coupling_backward_cuda",
+    on_cuda="triton",
 )
 
 
