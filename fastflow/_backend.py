@@ -141,17 +141,23 @@ def launcher(op: str, name: str) -> Callable:
 
 def require(op: str, name: str, device_type: str) -> None:
     """Raises RuntimeError unless the backend `name`, which the user forced, serves `op` on this type of device."""
+    problem = _problem(op, name, device_type)
+    if problem is not None:
+        raise RuntimeError(f"{op}: backend {name!r} was asked for and {problem}")
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _problem(op: str, name: str, device_type: str) -> str | None:
     current = state(name)
     if current.status == "unavailable":
-        raise RuntimeError(f"{op}: backend {name!r} was asked for and is unavailable: {current.reason}; {current.remedy}")
+        return f"is unavailable: {current.reason}; {current.remedy}"
     expected = "cpu" if name == "cpu" or (name == "triton" and os.environ.get("TRITON_INTERPRET") == "1") else "cuda"
     if device_type != expected:
-        raise RuntimeError(f"{op}: backend {name!r} was asked for and x is on {device_type}, expected {expected}")
-    if not _has_kernel(op, name):
-        raise RuntimeError(f'{op}: backend {name!r} was asked for and has no kernel of this op, use backend("auto")')
+        return f"x is on {device_type}, expected {expected}"
+    return None if _has_kernel(op, name) else 'has no kernel of this op, use backend("auto")'
 
 
-@cache
 def _has_kernel(op: str, name: str) -> bool:
     if name == "triton":
         return hasattr(importlib.import_module("fastflow.kernels"), f"{op}_cuda")
