@@ -69,3 +69,37 @@ def check_device(op: str, x: Tensor, **others: Tensor | None) -> None:
     for name, value in others.items():
         if value is not None and value.device != x.device:
             raise bad_device(op, name, value, x)
+
+
+def start_log_det(op: str, x: Tensor, log_det: Tensor | None) -> Tensor:
+    """The running log-determinant to add to: the given one, checked, or zeros [B]."""
+    if log_det is None:
+        return x.new_zeros(x.shape[0], dtype=COMPUTE_DTYPE[x.dtype])
+    check_log_det(op, x, log_det)
+    return log_det
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether looking at x's values costs no device synchronisation and breaks no graph: then they are checked too."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_wrapped(x)
+
+
+def _is_wrapped(x: Tensor) -> bool:
+    return type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_labels(op: str, name: str, labels: object, rows: int, classes: int, unlabelled: bool) -> None:
+    """Raises unless labels are [rows] integers below `classes`, at least 0, or -1 where `unlabelled` allows it."""
+    if not isinstance(labels, Tensor):
+        raise bad_type(op, name, labels)
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise bad_dtype(op, name, labels, "an integer dtype")
+    if labels.shape != (rows,):
+        raise bad_shape(op, name, labels, (rows,), "one label a row")
+    if is_readable(labels) and rows:
+        low, high = int(labels.min()), int(labels.max())
+        least = -1 if unlabelled else 0
+        if low < least or high >= classes:
+            wrong = low if low < least else high
+            raise ValueError(f"{op}: {name} has the value {wrong}, expected {least} to {classes - 1}"
+                             + (" (-1: unlabelled)" if unlabelled else ""))

@@ -1,0 +1,50 @@
+"""The base of every invertible layer, and the one way data-dependent parameters start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Bijection(nn.Module):
+    """An invertible map of batches [B, *shape] that tracks its log-determinant.
+
+    forward(x, context=None, log_det=None) -> (z, log_det)      data to latent
+    inverse(z, context=None, log_det=None) -> (x, log_det)      the exact inverse of the same function
+
+    context is what a conditional layer reads besides x, [B, E] or [B, E, *spatial]; other layers ignore it. log_det [B]
+    is the running sum of log|det| in nats, float32 (float64 for float64 x); None starts it at zero. It is never
+    changed in place.
+    """
+
+    def forward(self, x: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} defines no inverse")
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one latent for one sample of `shape`; raises ValueError if the layer does not fit it."""
+        return shape
+
+    @torch.no_grad()
+    def initialize(self, batch: Tensor, context: Tensor | None = None) -> None:
+        """Runs the batch through once; every data-dependent layer inside starts from the input that it sees there.
+
+        Those are the layers with a method `start_from(x)` and a buffer `initialized`. They start in the order in which
+        forward reaches them, with dropout off. A layer that has started before, or was loaded, is left alone.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        hooks = [
+            module.register_forward_pre_hook(lambda module, inputs: module.start_from(inputs[0]))
+            for module in self.modules()
+            if hasattr(module, "start_from") and not module.initialized
+        ]
+        try:
+            self.eval()
+            self(batch, context)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, training in modes:
+                module.training = training

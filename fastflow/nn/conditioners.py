@@ -1,0 +1,85 @@
+"""The networks that make scale and shift for a coupling: residual, zero at the output, so that training starts calm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastflow.nn.act_norm import ActNorm
+
+
+class ConvResidualNet(nn.Module):
+    """A residual network of 3x3 convolutions: [B, in_channels, H, W] to [B, out_channels, H, W], H and W at least 2.
+
+    conv to `hidden`; `blocks` times x + conv(relu(conv(relu(x)))); ActNorm (its log-determinant has no part here);
+    relu; conv to out_channels, which starts at zero. Padding reflects. dropout is applied before a block's second
+    convolution. context [B, E], if the layer is conditional, has `context_features` = E and joins every pixel's input.
+    Source: the trunk networks of Atanov et al. 2019 (SCNF, arXiv 1905.00505).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, hidden: int = 64, blocks: int = 4, dropout: float = 0.0,
+                 context_features: int = 0) -> None:
+        super().__init__()
+        self.input = _reflecting_conv(in_channels + context_features, hidden)
+        self.blocks = nn.ModuleList(
+            _ResidualBlock(_reflecting_conv(hidden, hidden), _reflecting_conv(hidden, hidden), dropout)
+            for _ in range(blocks)
+        )
+        self.norm = ActNorm(hidden)
+        self.output = _zeroed(_reflecting_conv(hidden, out_channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is not None:
+            x = torch.cat([x, context[..., None, None].expand(-1, -1, *x.shape[2:])], dim=1)
+        return _residual_forward(self, x)
+
+
+class ResidualMLP(nn.Module):
+    """A residual network of linear layers: [B, in_features] to [B, out_features].
+
+    linear to `hidden`; `blocks` times x + linear(relu(linear(relu(x)))); ActNorm; relu; linear to out_features, which
+    starts at zero. dropout is applied before a block's second linear layer. context [B, E], if the layer is
+    conditional, has `context_features` = E and is appended to the input.
+    Source: the head networks of Atanov et al. 2019 (SCNF, arXiv 1905.00505), where they are 1x1 convolutions.
+    """
+
+    def __init__(self, in_features: int, out_features: int, hidden: int = 256, blocks: int = 4, dropout: float = 0.0,
+                 context_features: int = 0) -> None:
+        super().__init__()
+        self.input = nn.Linear(in_features + context_features, hidden)
+        self.blocks = nn.ModuleList(
+            _ResidualBlock(nn.Linear(hidden, hidden), nn.Linear(hidden, hidden), dropout) for _ in range(blocks)
+        )
+        self.norm = ActNorm(hidden)
+        self.output = _zeroed(nn.Linear(hidden, out_features))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return _residual_forward(self, x if context is None else torch.cat([x, context], dim=1))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, first: nn.Module, second: nn.Module, dropout: float) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.dropout(torch.relu(self.first(torch.relu(x)))))
+
+
+def _residual_forward(net: ConvResidualNet | ResidualMLP, x: Tensor) -> Tensor:
+    h = net.input(x)
+    for block in net.blocks:
+        h = block(h)
+    h, _ = net.norm(h)
+    return net.output(torch.relu(h))
+
+
+def _reflecting_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect")
+
+
+def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
