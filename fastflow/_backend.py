@@ -131,7 +131,7 @@ def _warn_unproved(name: str) -> None:
                   stacklevel=2)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def launcher(op: str, name: str) -> Callable:
     """What runs the kernel of `op` that belongs to "triton" or "cuda". Triton is imported here, on the first use."""
     if name == "triton":
@@ -147,7 +147,6 @@ def require(op: str, name: str, device_type: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def _problem(op: str, name: str, device_type: str) -> str | None:
     current = state(name)
     if current.status == "unavailable":
@@ -158,6 +157,7 @@ def _problem(op: str, name: str, device_type: str) -> str | None:
     return None if _has_kernel(op, name) else 'has no kernel of this op, use backend("auto")'
 
 
+@cache
 def _has_kernel(op: str, name: str) -> bool:
     if name == "triton":
         return hasattr(importlib.import_module("fastflow.kernels"), f"{op}_cuda")
