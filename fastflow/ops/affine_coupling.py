@@ -266,15 +266,16 @@ class _AffineCoupling(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_z, grad_log_det):
         saved, *rest = ctx.saved_tensors
+        grad_running = grad_log_det if ctx.needs_input_grad[5] else None
         if not rest:
-            return (*_AffineCoupling._additive_backward(ctx, grad_z, mask=saved), None, grad_log_det, None, None)
+            return (*_AffineCoupling._additive_backward(ctx, grad_z, mask=saved), None, grad_running, None, None)
         scale, shift, gain, mask = rest
         if grad_z is None:
             grad_z = torch.zeros_like(saved)
         kernel = _backward.kernel(ctx.backend, saved.device.type)
         grad_x, grad_scale, grad_shift, grad_gain = kernel(
             grad_z, grad_log_det, saved, scale, shift, gain, mask, *ctx.settings, ctx.from_input)
-        return grad_x, grad_scale, grad_shift, None if gain is None else grad_gain, None, grad_log_det, None, None
+        return grad_x, grad_scale, grad_shift, None if gain is None else grad_gain, None, grad_running, None, None
 
     @staticmethod
     def _additive_backward(ctx, grad_z, mask):
