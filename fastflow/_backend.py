@@ -99,7 +99,8 @@ def _cuda() -> State:
 
 def _without_device() -> State | None:
     if torch.version.cuda is None:
-        return State("unavailable", f"torch {torch.__version__} is a build without CUDA", "install a CUDA build of torch")
+        return State("unavailable", f"torch {torch.__version__} is a build without CUDA",
+                     "install a CUDA build of torch")
     if not torch.cuda.is_available():
         return State("unavailable", "torch sees no CUDA device", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
     major, minor = torch.cuda.get_device_capability()
@@ -117,7 +118,7 @@ def _by_record(name: str) -> State:
 
 
 def kernel_serves(name: str) -> bool:
-    """Whether the automatic choice on CUDA takes the kernels of "triton" or "cuda"; warns, once, if they are unproved."""
+    """Whether the automatic choice on CUDA takes the kernels of "triton" or "cuda"; warns once if they are unproved."""
     current = state(name)
     if current.status == "unproved":
         _warn_unproved(name)

@@ -19,7 +19,7 @@ _DECIDES = {"triton": ("kernels/", "fastflow/ops/"), "cuda": ("csrc/", "fastflow
 def sources() -> dict[str, str]:
     """{path in the repository: sha256} of kernels/, fastflow/ops/ and, as the native library was built, csrc/."""
     folders = {"kernels": Path(find_spec("fastflow.kernels").origin).parent, "fastflow/ops": _PACKAGE / "ops"}
-    hashed = {f"{name}/{path.relative_to(folder).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()
+    hashed = {f"{name}/{path.relative_to(folder).as_posix()}": _digest(path)
               for name, folder in folders.items() for path in sorted(folder.rglob("*.py"))}
     return hashed | _library.build_info().get("sources", {})
 
@@ -28,6 +28,21 @@ def proved(backend: str) -> bool:
     """Whether a packaged record ran the GPU tests green on exactly the present sources of "triton" or "cuda"."""
     present = _deciding(sources(), backend)
     return any(_green(record) and _deciding(record.get("sources", {}), backend) == present for record in _records())
+
+
+def changed_since_build() -> list[str]:
+    """The sources of a checkout's native library that changed, came or went since it was built."""
+    root = _PACKAGE.parent
+    if not (root / "CMakeLists.txt").is_file():
+        return []
+    built = _library.build_info().get("sources", {})
+    files = [path for path in (root / "csrc").rglob("*") if path.is_file()]
+    present = {path.relative_to(root).as_posix(): _digest(path) for path in files}
+    return sorted(path for path in built.keys() | present.keys() if built.get(path) != present.get(path))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _deciding(hashed: dict[str, str], backend: str) -> dict[str, str]:
