@@ -29,14 +29,14 @@ def tool(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds CMakeLists.txt in build/native and copies the library to where setuptools wants it."""
+    """Builds CMakeLists.txt in build/native, kept for the next time, and copies the library to where it is wanted."""
 
     def build_extension(self, extension: Extension) -> None:
         torch = find_spec("torch")
         if torch is None:
             raise SetupError("fastflow: torch is not installed in the environment that builds the native library. pip "
                              "hides yours unless told otherwise; run: pip install --no-build-isolation .")
-        build = ROOT / "build" / "native"
+        build = ROOT / self.get_finalized_command("build").build_base / "native"
         subprocess.run([
             tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DTORCH_DIR={torch.submodule_search_locations[0]}", *shlex.split(os.environ.get("CMAKE_ARGS", "")),
