@@ -1,0 +1,138 @@
+"""The affine coupling as each provider computes it: this library, idiomatic PyTorch, other libraries' arithmetic.
+
+`nflows` and `normflows` are not those packages: they are our rewrite of the tensor operations which the packages
+dispatch for one coupling, index for index and copy for copy, without their modules. tests/test_bench.py counts them.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastflow.bench.cases import SCALE_MAPS, Case
+from fastflow.bench.inputs import Inputs, Normal
+from fastflow.ops import ScaleMap, affine_coupling
+
+Call = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+LIMITED = {"nflows": ("sigmoid", "additive"), "normflows": ("exp", "sigmoid", "additive")}
+
+
+def inputs(case: Case, provider: str, device: str) -> Inputs:
+    """x, raw scale and shift (halves of one packed tensor; normflows: its even and odd channels), log_det, gain."""
+    rows, channels, *space = case.shape
+    normal = Normal(case, device)
+    x = normal(rows, 2 * channels, *space)
+    shift, scale = normal(rows, channels, *space), normal(rows, channels, *space)
+    if provider == "normflows":
+        packed = torch.stack([shift, scale], 2).flatten(1, 2)
+        shift, scale = packed[:, 0::2], packed[:, 1::2]
+    elif case.variant != "additive":
+        packed = torch.cat([shift, scale], 1)
+        shift, scale = packed[:, :channels], packed[:, channels:]
+    if case.variant == "additive":
+        scale = None
+    log_det, grad_log_det = normal.reduced(rows), normal.reduced(rows)
+    gain = torch.linspace(0.5, 2, channels, device=device, dtype=log_det.dtype) if case.variant == "tanh" else None
+    grads = (normal(*x.shape), grad_log_det)
+    return Inputs((x, scale, shift, log_det, gain), leaves=(x, scale, shift, gain),
+                  grads=grads[:1] if scale is None else grads)
+
+
+def fastflow(case: Case, given: Inputs) -> Call:
+    active, inverse = slice(case.shape[1], None), case.direction == "inverse"
+    scale_map = ScaleMap(case.variant, gain=given.arguments[-1], **SCALE_MAPS[case.variant])
+
+    def call(x, scale, shift, log_det, gain):
+        return affine_coupling(x, scale, shift, scale_map=scale_map, active=active, log_det=log_det, inverse=inverse)
+
+    return call
+
+
+def _with_log(c: Tensor) -> tuple[Tensor, Tensor]:
+    return c, c.log()
+
+
+def _with_exp(log_c: Tensor) -> tuple[Tensor, Tensor]:
+    return log_c.exp(), log_c
+
+
+# (c, log c) of the raw scale s, as one would type it
+_SCALES = {
+    "exp": lambda s, gain: (s.exp(), s),
+    "sigmoid": lambda s, gain: _with_log(torch.sigmoid(s + 2) + 1e-3),
+    "softplus": lambda s, gain: _with_log(F.softplus(s) + 1e-3),
+    "tanh": lambda s, gain: _with_exp(gain.view(-1, *[1] * (s.dim() - 2)) * torch.tanh(s)),
+    "clamp_atan": lambda s, gain: _with_exp(2 * 0.636 * torch.atan(s)),
+    "clamp_tanh": lambda s, gain: _with_exp(2 * torch.tanh(s)),
+    "clamp_sigmoid": lambda s, gain: _with_exp(2 * (2 * torch.sigmoid(s) - 1)),
+    "soft_clip": lambda s, gain: _with_exp(s / (1 + s.abs() / 2)),
+}
+
+
+def eager(case: Case, given: Inputs) -> Call:
+    scale_of, inverse = _SCALES.get(case.variant), case.direction == "inverse"
+
+    def additive(x, scale, shift, log_det, gain):
+        passive, active = x.chunk(2, 1)
+        return torch.cat([passive, active - shift if inverse else active + shift], 1), log_det.clone()
+
+    def forwards(x, scale, shift, log_det, gain):
+        passive, active = x.chunk(2, 1)
+        c, log_c = scale_of(scale, gain)
+        return torch.cat([passive, active * c + shift], 1), log_det + log_c.flatten(1).sum(1)
+
+    def backwards(z, scale, shift, log_det, gain):
+        passive, active = z.chunk(2, 1)
+        c, log_c = scale_of(scale, gain)
+        return torch.cat([passive, (active - shift) / c], 1), log_det - log_c.flatten(1).sum(1)
+
+    return additive if scale_of is None else backwards if inverse else forwards
+
+
+def nflows(case: Case, given: Inputs) -> Call:
+    """Gathers and scatters both halves by index tensors; sigmoid(s + 2) + 1e-3 or, additive, a scale of ones."""
+    channels, inverse = case.shape[1], case.direction == "inverse"
+    identity, transform = torch.arange(2 * channels, device=given.arguments[0].device).split(channels)
+
+    def call(x, scale, shift, log_det, gain):
+        passive, active = x[:, identity], x[:, transform]
+        c = torch.ones_like(shift) if scale is None else torch.sigmoid(scale + 2) + 1e-3
+        log_c = torch.log(c)
+        if inverse:
+            active, own = (active - shift) / c, 0.0 + -log_c.flatten(1).sum(1)
+        else:
+            active, own = active * c + shift, log_c.flatten(1).sum(1)
+        z = torch.empty_like(x)
+        z[:, identity] = passive
+        z[:, transform] = active
+        return z, log_det + own
+
+    return call
+
+
+def normflows(case: Case, given: Inputs) -> Call:
+    """Chunks and concatenates; sums a log-determinant for each of split, coupling and merge; sigmoid(s + 2) or exp."""
+    kind, inverse = case.variant, case.direction == "inverse"
+
+    def call(x, scale, shift, log_det, gain):
+        passive, active = x.chunk(2, 1)
+        if kind == "sigmoid":
+            c = torch.sigmoid(scale + 2)
+            active = (active - shift) / c if inverse else active * c + shift
+            own = torch.log(c).flatten(1).sum(1)
+            own = -own if inverse else own
+        elif kind == "exp":
+            active = (active - shift) * torch.exp(-scale) if inverse else active * torch.exp(scale) + shift
+            own = -scale.flatten(1).sum(1) if inverse else scale.flatten(1).sum(1)
+        else:
+            active, own = (active - shift if inverse else active + shift), 0
+        total = torch.zeros(x.shape[0], dtype=log_det.dtype, device=x.device)
+        for part in (0, own, 0):
+            total += part
+        return torch.cat([passive, active], 1), log_det + total
+
+    return call
+
+
+CALLS = {"fastflow": fastflow, "eager": eager, "nflows": nflows, "normflows": normflows}

@@ -1,0 +1,190 @@
+"""What is measured, as data: ops, shapes, directions, minimum traffic, targets. Providers are in `providers.py`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import product
+from math import prod
+
+import torch
+
+DIRECTIONS = ("forward", "inverse", "forward+backward")
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. `shape` is the op's own (see its entry in OPS), `variant` its flavour, dtype that of every tensor."""
+
+    op: str
+    shape: tuple[int, ...]
+    variant: str
+    direction: str
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}/{self.size}/{self.variant}/{self.direction}/{self.dtype}"
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Minimum traffic: each needed input read once, each output written once; forward+backward is two passes."""
+        return OPS[self.op].traffic(self)[0]
+
+    @property
+    def flops(self) -> int:
+        """Additions, multiplications, divisions, each exp, log, tanh or atan counted as one."""
+        return OPS[self.op].traffic(self)[1]
+
+    @property
+    def regime(self) -> str:
+        """ "small" below 65,536 elements, where calls cost more than data; "memory" above 24 MB; "cache" between."""
+        if self.elements < 65_536:
+            return "small"
+        return "memory" if self.bytes_forward > 24e6 else "cache"
+
+    @property
+    def bytes_forward(self) -> int:
+        return Case(self.op, self.shape, self.variant, "forward", self.dtype).bytes
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """{provider: how many times its speed is wanted}, for float32 on a CPU; empty where no target is set."""
+        return OPS[self.op].targets(self) if self.dtype == "float32" else {}
+
+
+@dataclass(frozen=True)
+class OpCases:
+    """Everything about one op that a measurement needs to know."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    variants: tuple[str, ...]
+    directions: tuple[str, ...]
+    traffic: Callable[[Case], tuple[int, int]]
+    targets: Callable[[Case], dict[str, float]]
+    quick: tuple[tuple[tuple[int, ...], str, str], ...]
+    full: Callable[[Case], bool]
+
+
+# Scale maps of affine_coupling by their settings; "tanh" also learns a gain for each channel.
+SCALE_MAPS = {
+    "additive": {},
+    "exp": {},
+    "sigmoid": {"bias": 2.0, "eps": 1e-3},
+    "softplus": {"eps": 1e-3},
+    "tanh": {},
+    "clamp_atan": {"clamp": 2.0},
+    "clamp_tanh": {"clamp": 2.0},
+    "clamp_sigmoid": {"clamp": 2.0},
+    "soft_clip": {"clamp": 2.0},
+}
+SOFT_CLAMPS = ("clamp_atan", "clamp_tanh", "clamp_sigmoid", "soft_clip")
+
+# flops of (c, log c) for one element, and of the slope d log c / ds
+_SCALE_FLOPS = {
+    "additive": (0, 0), "exp": (1, 0), "sigmoid": (6, 5), "softplus": (5, 5), "tanh": (3, 4), "clamp_atan": (3, 3),
+    "clamp_tanh": (3, 3), "clamp_sigmoid": (4, 4), "soft_clip": (4, 4),
+}
+
+
+def _affine_coupling_traffic(case: Case) -> tuple[int, int]:
+    """Forward: x and z whole, scale and shift. Backward: the gradients of z and x whole; scale, the transformed half
+    of what was saved, the gradients of scale and shift."""
+    active, width, rows = case.elements, BYTES[case.dtype], case.shape[0]
+    scaled = case.variant != "additive"
+    scale_flops, slope_flops = _SCALE_FLOPS[case.variant]
+    log_det_bytes = 4 * rows
+    total = width * active * (5 + scaled) + 2 * log_det_bytes
+    flops = active * (1 + 2 * scaled + scale_flops)
+    if case.direction == "forward+backward":
+        total += width * active * (5 + 3 * scaled) + log_det_bytes
+        flops += active * scaled * (4 + scale_flops + slope_flops)
+    return total, flops
+
+
+# times the speed of each provider: issue figures of the affine coupling on two cores
+_AFFINE_COUPLING_TARGETS = {
+    ("call", "small"): {"compile": 3.0},
+    ("call", "cache"): {"compile": 3.0, "eager": 4.0, "normflows": 5.0, "nflows": 15.0},
+    ("call", "memory"): {"compile": 2.0, "eager": 4.0},
+    ("training", "small"): {"compile": 2.4, "eager": 4.0},
+    ("training", "cache"): {"compile": 2.4, "eager": 4.0},
+    ("training", "memory"): {"compile": 1.5, "eager": 2.8},
+}
+
+
+def _affine_coupling_targets(case: Case) -> dict[str, float]:
+    kind = "training" if case.direction == "forward+backward" else "call"
+    targets = dict(_AFFINE_COUPLING_TARGETS[kind, case.regime])
+    if kind == "call" and case.regime == "cache" and case.variant in SOFT_CLAMPS:
+        targets["compile"] = 2.3
+    return targets
+
+
+_TABULAR, _TABULAR_LARGE, _IMAGE = (4096, 64), (65536, 64), (256, 12, 14, 14)
+
+
+def _affine_coupling_full(case: Case) -> bool:
+    if case.dtype == "bfloat16":
+        return case.variant == "sigmoid" and case.shape in (_IMAGE, _TABULAR_LARGE)
+    return case.dtype == "float32" and (case.variant in ("sigmoid", "tanh") or case.shape in (_TABULAR, _IMAGE))
+
+OPS = {
+    # shape: the transformed half; x has twice its channels
+    "affine_coupling": OpCases(
+        shapes=((256, 32), _TABULAR, (64, 12, 16, 16), _IMAGE, (16384, 196), _TABULAR_LARGE, (65536, 784)),
+        variants=tuple(SCALE_MAPS),
+        directions=DIRECTIONS,
+        traffic=_affine_coupling_traffic,
+        targets=_affine_coupling_targets,
+        quick=(
+            ((256, 32), "sigmoid", "forward"), (_TABULAR, "sigmoid", "forward"), (_TABULAR, "sigmoid", "inverse"),
+            (_TABULAR, "sigmoid", "forward+backward"), (_IMAGE, "sigmoid", "forward"), (_IMAGE, "tanh", "forward"),
+            (_IMAGE, "clamp_atan", "forward"), (_TABULAR_LARGE, "sigmoid", "forward"),
+            (_TABULAR_LARGE, "sigmoid", "forward+backward"),
+        ),
+        full=_affine_coupling_full,
+    ),
+}
+
+
+def every_case() -> Iterator[Case]:
+    """All that can be asked for: op x shape x variant x direction x dtype."""
+    for op, entry in OPS.items():
+        for dtype, shape, variant, direction in product(BYTES, entry.shapes, entry.variants, entry.directions):
+            yield Case(op, shape, variant, direction, dtype)
+
+
+def quick_cases() -> list[Case]:
+    """About two minutes on two cores: every regime, every direction, float32."""
+    return [Case(op, *which) for op, entry in OPS.items() for which in entry.quick]
+
+
+def full_cases() -> list[Case]:
+    """About half an hour: the first variants on every shape, every variant on the main shapes, some in bfloat16."""
+    return [case for case in every_case() if OPS[case.op].full(case)]
+
+
+def select(pattern: str | None = None, op: str | None = None, direction: str | None = None,
+           full: bool = False) -> list[Case]:
+    """The cases that match: `pattern` is a shell pattern for names like affine_coupling/4096x64/sigmoid/forward/float32
+    (a part of it will do) among every_case, else the quick or the full list. Raises ValueError if none does."""
+    cases = every_case() if pattern else full_cases() if full else quick_cases()
+    chosen = [case for case in cases
+              if (pattern is None or fnmatch(case.name, f"*{pattern}*")) and op in (None, case.op)
+              and direction in (None, case.direction)]
+    if not chosen:
+        raise ValueError(f"bench: no case matches {pattern or op or direction!r}, names look like {quick_cases()[0].name}")
+    return chosen

@@ -1,0 +1,141 @@
+"""`fastflow bench`: run, record, report, compare, serving."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from fastflow.bench import cases, malloc, providers
+
+SECONDS = {"quick": 0.6, "full": 2.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands of `fastflow bench` on its parser."""
+    commands = parser.add_subparsers(dest="bench_command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="measure and print a table (about two minutes)")
+    _add_selection(run)
+    run.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+
+    record = commands.add_parser("record", help="test, measure, and write benchmarks/records/<device>-<UTC time>.json")
+    _add_selection(record)
+    record.add_argument("--commit", help="the commit of these sources, where there is no .git")
+    record.add_argument("--no-tests", action="store_true", help="skip the tests: the record proves no kernel")
+    record.add_argument("--folder", type=Path, help="write the record here (default benchmarks/records)")
+
+    report = commands.add_parser("report", help="print a record as a table")
+    report.add_argument("record", type=Path)
+
+    compare = commands.add_parser("compare", help="print how much faster the second record is than the first")
+    compare.add_argument("before", type=Path)
+    compare.add_argument("after", type=Path)
+
+    commands.add_parser("serving", help="print which backend serves each kind of call here")
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", choices=sorted(cases.OPS), help="only this op")
+    parser.add_argument("--case", metavar="PATTERN", help="any case whose name has this, like 4096x64/sigmoid or tanh")
+    parser.add_argument("--direction", choices=cases.DIRECTIONS, help="only this direction")
+    parser.add_argument("--provider", action="append", choices=providers.RIVALS, metavar="NAME",
+                        help=f"compare with this one, repeatable: {', '.join(providers.RIVALS)} (default: all but aoti)")
+    parser.add_argument("--threads", type=_thread_counts, default=default_threads(), metavar="N,N",
+                        help="CPU threads, default 1 and 2")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--full", action="store_true", help="all shapes and scale maps (about half an hour)")
+    parser.add_argument("--seconds", type=float, help="time spent on each case (default 0.6, with --full 2)")
+    parser.add_argument("--default-malloc", action="store_true", help="keep the allocator as it is")
+
+
+def default_threads() -> tuple[int, ...]:
+    """One thread and, where there is a second core, two."""
+    return (1, 2)[: os.cpu_count()]
+
+
+def _thread_counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"threads is {text}, expected numbers of at least 1")
+    return counts
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the chosen subcommand; 0, or 2 after one line on stderr for a mistake of the user."""
+    try:
+        _COMMANDS[args.bench_command](args)
+    except (ValueError, OSError) as error:
+        print(f"fastflow bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _measure(args: argparse.Namespace, memory: bool) -> list[dict]:
+    from fastflow.bench.run import run
+    from fastflow.bench.table import header, row, verdict
+
+    chosen = cases.select(args.case, args.op, args.direction, args.full)
+    rivals = args.provider or providers.DEFAULT_RIVALS
+    counts = args.threads if args.device == "cpu" else args.threads[:1]
+    seconds = args.seconds or SECONDS["full" if args.full else "quick"]
+    results, section = [], None
+    for result in run(chosen, rivals, counts, device=args.device, seconds=seconds, memory=memory):
+        if section != (result["op"], result["threads"]):
+            section = result["op"], result["threads"]
+            print(f"\n{result['op']}, {args.device}, {result['threads']} thread(s), malloc {malloc.description()}")
+            print(header(rivals))
+        print(row(result, rivals), flush=True)
+        results.append(result)
+    print(f"\n{verdict(results)}")
+    return results
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, expected cpu: torch sees no CUDA device here")
+    if not args.default_malloc:
+        malloc.ensure_tuned()
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.json and not args.json.parent.is_dir():
+        raise ValueError(f"json is {args.json}, expected a file in a folder that exists")
+    _prepare(args)
+    results = _measure(args, memory=False)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _record(args: argparse.Namespace) -> None:
+    from fastflow.bench import record
+
+    folder = record.folder(args.folder)
+    commit = record.commit(args.commit)
+    _prepare(args)
+    results = _measure(args, memory=True)
+    path = record.write(folder, results, commit=commit, device=args.device, tests=not args.no_tests)
+    print(f"wrote {path}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from fastflow.bench import report
+
+    print(report.table(report.load(args.record)))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from fastflow.bench import report
+
+    print(report.comparison(report.load(args.before), report.load(args.after)))
+
+
+def _serving(args: argparse.Namespace) -> None:
+    from fastflow.bench.serving import markdown, observe
+
+    print(markdown(observe()))
+
+
+_COMMANDS = {"run": _run, "record": _record, "report": _report, "compare": _compare, "serving": _serving}

@@ -1,0 +1,37 @@
+"""What a measured call gets: tensors from a fixed seed, and the gradients that come back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastflow.bench.cases import Case
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`arguments` of the call in order; `leaves` among them get gradients; `grads` belong to its first outputs."""
+
+    arguments: tuple[Tensor | None, ...]
+    leaves: tuple[Tensor | None, ...] = ()
+    grads: tuple[Tensor, ...] = ()
+
+    def tracked(self) -> tuple[Tensor, ...]:
+        """The leaves, from now on recorded by autograd."""
+        return tuple(leaf.requires_grad_() for leaf in self.leaves if leaf is not None)
+
+
+class Normal:
+    """Normal tensors for a case, the same on every device: drawn on the CPU from seed 0."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        self.dtype, self.device = case.torch_dtype, device
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
+
+    def reduced(self, *shape: int) -> Tensor:
+        """In the dtype of log-determinants: float64 for float64, else float32."""
+        dtype = torch.float64 if self.dtype is torch.float64 else torch.float32
+        return torch.randn(shape, generator=self.generator).to(self.device, dtype)

@@ -1,0 +1,64 @@
+"""Who is measured: this library, the shortest idiomatic PyTorch, its compiled forms, other libraries' arithmetic."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastflow.bench import affine_coupling
+from fastflow.bench.cases import Case
+from fastflow.bench.inputs import Inputs
+
+RIVALS = ("compile", "aoti", "eager", "normflows", "nflows")
+DEFAULT_RIVALS = ("compile", "eager", "normflows", "nflows")
+_OPS = {"affine_coupling": affine_coupling}
+
+
+def serves(provider: str, case: Case) -> bool:
+    """Whether this provider computes the case at all."""
+    op = _OPS[case.op]
+    if provider in ("compile", "aoti"):
+        return provider == "compile" or case.direction != "forward+backward"
+    return provider in op.CALLS and case.variant in op.LIMITED.get(provider, (case.variant,))
+
+
+def prepare(provider: str, case: Case, device: str = "cpu") -> Callable[[], tuple[Tensor, ...]]:
+    """The provider's call on this case, without arguments, compiled for the present number of threads.
+
+    forward and inverse: the op's outputs, nothing recorded; forward+backward: the gradients of every input.
+    """
+    op = _OPS[case.op]
+    given = op.inputs(case, provider, device)
+    if provider == "compile":
+        call = _compiled(op.eager(case, given))
+    elif provider == "aoti":
+        call = _ahead_of_time(op.eager(case, given), given)
+    else:
+        call = op.CALLS[provider](case, given)
+    if case.direction != "forward+backward":
+        return partial(call, *given.arguments)
+    leaves, grads = given.tracked(), given.grads
+
+    def step():
+        return torch.autograd.grad(call(*given.arguments)[: len(grads)], leaves, grads)
+
+    return step
+
+
+def _compiled(call: Callable) -> Callable:
+    # One code object serves every case: without this, the shapes of the last case count against the recompile limit.
+    torch._dynamo.reset()
+    return torch.compile(call, fullgraph=True, dynamic=False)
+
+
+def _ahead_of_time(call: Callable, given: Inputs) -> Callable:
+    class Module(torch.nn.Module):
+        forward = staticmethod(call)
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        program = torch.export.export(Module(), given.arguments)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "case.pt2"))
+        return torch._inductor.aoti_load_package(package)

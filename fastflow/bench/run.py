@@ -1,0 +1,66 @@
+"""Measures cases: every provider interleaved with a copy of the same bytes, at each number of threads."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+
+import torch
+
+from fastflow.bench.cases import Case
+from fastflow.bench.providers import prepare, serves
+from fastflow.bench.timing import measure, peak_memory, threads
+
+COPY_BYTES = 512 * 2**20
+MATRIX = 2048
+
+
+def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[int], *, device: str = "cpu",
+        seconds: float = 1.0, memory: bool = False) -> Iterator[dict]:
+    """Yields one result for each number of threads and case, as it is measured; `seconds` is spent on each.
+
+    A result holds the case's fields, `threads`, `bytes` and `flops` (minimum), `copy_seconds` (a copy of that many
+    bytes, half read, half written), `providers` {name: seconds, spread, blocks, and with `memory` peak_bytes},
+    `disturbance` and `targets`.
+    """
+    cases = list(cases)
+    for count in thread_counts:
+        with threads(count):
+            for case in cases:
+                yield _measured(case, rivals, count, device, seconds, memory)
+
+
+def _measured(case: Case, rivals: Iterable[str], count: int, device: str, seconds: float, memory: bool) -> dict:
+    names = ["fastflow", *(name for name in rivals if serves(name, case))]
+    calls = {name: prepare(name, case, device) for name in names}
+    timings, disturbance = measure(calls | {"copy": copy_call(case.bytes, device)}, seconds, device)
+    copy = timings.pop("copy")
+    providers = {name: asdict(timing) for name, timing in timings.items()}
+    if memory:
+        for name, call in calls.items():
+            providers[name]["peak_bytes"] = peak_memory(call, device)
+    targets = case.targets if torch.device(device).type == "cpu" else {}
+    return {
+        **asdict(case), "size": case.size, "regime": case.regime, "threads": count, "device": device,
+        "bytes": case.bytes, "flops": case.flops, "copy_seconds": copy.seconds, "providers": providers,
+        "targets": {name: ratio for name, ratio in targets.items() if name in providers},
+        "disturbance": asdict(disturbance) | {"reason": disturbance.reason},
+    }
+
+
+def copy_call(size: int, device: str = "cpu") -> Callable[[], torch.Tensor]:
+    """A copy that moves `size` bytes: half of them read, half of them written."""
+    source = torch.ones(max(1, size // 8), device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def machine_rates(thread_counts: Iterable[int], device: str = "cpu", seconds: float = 1.0) -> dict[str, dict]:
+    """{threads: copy_bytes_per_second (512 MB), matrix_flops_per_second (float32, 2048^3)} measured here and now."""
+    left, right = (torch.randn(MATRIX, MATRIX, device=device) for _ in range(2))
+    rates = {}
+    for count in thread_counts:
+        with threads(count):
+            calls = {"copy": copy_call(COPY_BYTES, device), "matrix": lambda: torch.mm(left, right)}
+            timings, _ = measure(calls, seconds, device)
+        rates[str(count)] = {"copy_bytes_per_second": COPY_BYTES / timings["copy"].seconds,
+                             "matrix_flops_per_second": 2 * MATRIX**3 / timings["matrix"].seconds}
+    return rates

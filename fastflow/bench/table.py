@@ -1,0 +1,63 @@
+"""Results as text: one line a case, with the ratio to each rival and the verdict on each target."""
+
+from collections.abc import Iterable
+
+WIDTHS = {"case": 36, "direction": 16, "fastflow": 10, "spread": 6, "GB/s": 6, "of copy": 7}
+RIVAL_WIDTH = 16
+
+
+def header(rivals: Iterable[str]) -> str:
+    """The column names, and a rule below them."""
+    names = [f"{name:{'<' if name in ('case', 'direction') else '>'}{width}}" for name, width in WIDTHS.items()]
+    line = "  ".join([*names, *(f"{'x ' + name:>{RIVAL_WIDTH}}" for name in rivals)])
+    return f"{line}\n{'-' * len(line)}"
+
+
+def row(result: dict, rivals: Iterable[str]) -> str:
+    """One result: time, spread, GB/s of minimum traffic, share of a copy of the same bytes, speed over each rival."""
+    own = result["providers"]["fastflow"]
+    case = f"{result['size']} {result['variant']}"
+    if result["dtype"] != "float32":
+        case += f" {result['dtype']}"
+    cells = [
+        f"{case:<{WIDTHS['case']}}", f"{result['direction']:<{WIDTHS['direction']}}",
+        f"{duration(own['seconds']):>{WIDTHS['fastflow']}}", f"{own['spread']:>{WIDTHS['spread']}.0%}",
+        f"{result['bytes'] / own['seconds'] / 1e9:>{WIDTHS['GB/s']}.1f}",
+        f"{result['copy_seconds'] / own['seconds']:>{WIDTHS['of copy']}.0%}",
+        *(f"{_rival(result, name):>{RIVAL_WIDTH}}" for name in rivals),
+    ]
+    line = "  ".join(cells)
+    reason = result["disturbance"]["reason"]
+    return f"{line}\n    not quiet: {reason}" if reason else line
+
+
+def _rival(result: dict, name: str) -> str:
+    if name not in result["providers"]:
+        return "-"
+    ratio = speed_over(result, name)
+    target = result["targets"].get(name)
+    if target is None:
+        return f"{ratio:.2f}"
+    return f"{ratio:.2f} {'>=' if ratio >= target else '<'} {target:g} {'ok' if ratio >= target else 'MISS'}"
+
+
+def speed_over(result: dict, rival: str) -> float:
+    """How many times the rival's speed this library reached."""
+    return result["providers"][rival]["seconds"] / result["providers"]["fastflow"]["seconds"]
+
+
+def verdict(results: list[dict]) -> str:
+    """How many of the targets were met; misses on a busy machine prove nothing and are counted apart."""
+    judged = [(speed_over(result, rival) >= target, bool(result["disturbance"]["reason"]))
+              for result in results for rival, target in result["targets"].items()]
+    met, noisy = sum(ok for ok, _ in judged), sum(not ok and busy for ok, busy in judged)
+    missed = len(judged) - met
+    return f"{met} of {len(judged)} targets met, {missed} missed" + (f" ({noisy} while not quiet)" if noisy else "")
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in (("s", 1), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            break
+    return f"{seconds / size:.3g} {unit}"

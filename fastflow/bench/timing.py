@@ -1,0 +1,178 @@
+"""One stopwatch for all: interleaved blocks of calls, medians, and a witness of whatever else the machine was doing."""
+
+import gc
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+BLOCK_SECONDS = 1e-3
+ROUNDS = (9, 201)
+ATTEMPTS = 3
+NOISY_SPREAD = 0.15
+NOISY_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median over the undisturbed blocks, spread = interquartile range / median."""
+
+    seconds: float
+    spread: float
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What happened beside the measurement: the share of blocks that the scheduler interrupted (involuntary context
+    switches), the worst spread of any call, the load average, and whether interruptions count in the time."""
+
+    interrupted: float
+    spread: float
+    load: float
+    wall_clock: bool
+
+    @property
+    def reason(self) -> str:
+        """Why the measurement is not to be trusted; empty if it is."""
+        reasons = []
+        if self.wall_clock and self.interrupted > NOISY_SHARE:
+            reasons.append(f"{self.interrupted:.0%} of the blocks interrupted")
+        if self.spread > NOISY_SPREAD:
+            reasons.append(f"spread {self.spread:.0%}")
+        if reasons:
+            reasons.append(f"load average {self.load:.1f}")
+        return ", ".join(reasons)
+
+
+def summarize(blocks: list[tuple[float, int]]) -> Timing:
+    """Median and spread of blocks (seconds of a call, interruptions): of those without interruption if half are."""
+    quiet = [seconds for seconds, interruptions in blocks if not interruptions]
+    kept = quiet if 2 * len(quiet) >= len(blocks) else [seconds for seconds, _ in blocks]
+    low, middle, high = statistics.quantiles(kept, n=4)
+    return Timing(middle, (high - low) / middle, len(kept))
+
+
+def measure(calls: dict[str, Callable[[], object]], seconds: float, device: str = "cpu",
+            ) -> tuple[dict[str, Timing], Disturbance]:
+    """Times all calls in turn, a block each, round after round for about `seconds`, after a warm-up.
+
+    On one CPU thread the clock is that thread's CPU time: the wall's on a quiet machine, and without what other
+    processes took on a busy one. With more threads, which wait for each other, it is the wall's. A disturbed measurement is repeated, up to ATTEMPTS times; the least disturbed one is returned with its witness.
+    """
+    block = _stopwatch(device)
+    counts = {name: _calls_a_block(call, block) for name, call in calls.items()}
+    best, give_up = None, time.perf_counter() + ATTEMPTS * seconds
+    while best is None or (best[1].reason and time.perf_counter() < give_up):
+        timings, disturbance = _attempt(calls, counts, block, seconds)
+        if best is None or (disturbance.interrupted, disturbance.spread) < (best[1].interrupted, best[1].spread):
+            best = timings, disturbance
+    return best
+
+
+def _attempt(calls: dict, counts: dict, block: Callable, seconds: float) -> tuple[dict[str, Timing], Disturbance]:
+    blocks = {name: [] for name in calls}
+    with _no_collection():
+        end = time.perf_counter() + seconds
+        for done in range(ROUNDS[1]):
+            if done >= ROUNDS[0] and time.perf_counter() > end:
+                break
+            for name, call in calls.items():
+                before = _interruptions()
+                blocks[name].append((block(call, counts[name]), _interruptions() - before))
+    timings = {name: summarize(values) for name, values in blocks.items()}
+    interrupted = statistics.fmean(bool(count) for values in blocks.values() for _, count in values)
+    return timings, Disturbance(interrupted, max(t.spread for t in timings.values()), os.getloadavg()[0],
+                                wall_clock=block is wall_block)
+
+
+def _interruptions() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _calls_a_block(call: Callable, block: Callable) -> int:
+    for _ in range(3):
+        call()
+    return max(1, round(BLOCK_SECONDS / min(block(call, 1) for _ in range(3))))
+
+
+def _stopwatch(device: str) -> Callable[[Callable, int], float]:
+    if torch.device(device).type == "cuda":
+        return cuda_block
+    return thread_block if torch.get_num_threads() == 1 else wall_block
+
+
+def wall_block(call: Callable, count: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, from `count` in a row."""
+    start = clock()
+    for _ in range(count):
+        call()
+    return (clock() - start) / count
+
+
+def thread_block(call: Callable, count: int) -> float:
+    """The same in CPU time of the calling thread."""
+    return wall_block(call, count, time.thread_time)
+
+
+def cuda_block(call: Callable, count: int) -> float:
+    """Seconds of one call by CUDA events, each call after its inputs were flushed out of the L2 cache.
+
+    The flush, a write of twice the L2, also keeps the device busy while the host enqueues the call: launch latency
+    counts only where the host is slower than that.
+    """
+    scratch = torch.empty(2 * torch.cuda.get_device_properties().L2_cache_size, dtype=torch.int8, device="cuda")
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    for start, end in events:
+        scratch.zero_()
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return sum(start.elapsed_time(end) for start, end in events) / count / 1e3
+
+
+@contextmanager
+def _no_collection():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextmanager
+def threads(count: int):
+    """PyTorch's CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_memory(call: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes allocated by one call at its worst moment, its outputs included, its inputs not."""
+    call()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    # Resident memory would count what malloc keeps; the profiler sees every allocation of tensors, live.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        held = call()
+    del held
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
