@@ -1,0 +1,158 @@
+"""The choice of the backend: what is asked for, what is available, what is proved."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastflow
+from fastflow import _backend, _library, _proof
+from fastflow.doctor import doctor
+from fastflow.ops._define import Op
+from fastflow.ops.affine_coupling import ScaleMap, affine_coupling
+
+
+def _run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.fixture
+def fresh_states():
+    """States as a new process would find them, before and after the test."""
+    caches = (_backend.state, _backend._warn_unproved, _backend._has_kernel, _proof.sources, _proof._records)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_every_backend_has_a_state_and_a_remedy_where_it_does_not_serve():
+    states = fastflow.backends()
+    assert list(states) == ["reference", "cpu", "triton", "cuda"]
+    assert states["reference"].status == "available"
+    for state in states.values():
+        assert state.reason
+        assert state.status == "available" or state.remedy
+
+
+def test_backend_is_restored_after_nesting_and_errors():
+    with fastflow.backend("reference"):
+        with fastflow.backend("auto"):
+            assert _backend.forced() is None
+        with pytest.raises(KeyError), fastflow.backend("cpu"):
+            raise KeyError
+        assert _backend.forced() == "reference"
+    assert _backend.forced() is None
+
+
+def test_unknown_backend_is_refused_by_name():
+    with pytest.raises(ValueError, match="backend is 'gpu', expected one of auto, reference, cpu, triton, cuda"):
+        fastflow.backend("gpu").__enter__()
+
+
+def test_environment_variable_is_read_at_import():
+    asked = _run("from fastflow import _backend; print(_backend.forced())", FASTFLOW_BACKEND="reference")
+    assert asked.stdout.strip() == "reference"
+    wrong = _run("import fastflow", FASTFLOW_BACKEND="gpu")
+    assert "ValueError: FASTFLOW_BACKEND: backend is 'gpu', expected one of" in wrong.stderr
+
+
+def test_instruction_set_beyond_the_cpu_is_refused_where_it_is_asked_for():
+    code = ("import fastflow, torch\nfrom fastflow.ops.affine_coupling import *\nprint(fastflow.backends()['cpu'])\n"
+            "x = torch.ones(2, 4)\naffine_coupling(x, x, x, scale_map=ScaleMap())")
+    result = _run(code, FASTFLOW_CPU_ISA="avx1024")
+    assert "unavailable" in result.stdout
+    assert "RuntimeError: FASTFLOW_CPU_ISA is avx1024, expected baseline, avx2 or avx512" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what only a machine without CUDA lacks")
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_backend_that_cannot_serve_raises_with_the_reason(name):
+    x = torch.ones(2, 4)
+    with fastflow.backend(name), pytest.raises(RuntimeError, match=f"affine_coupling: backend '{name}' was asked for"):
+        affine_coupling(x, x, x, scale_map=ScaleMap())
+
+
+def test_a_backend_without_a_kernel_of_the_op_raises():
+    torch.library.define("fastflow::without_kernels", "(Tensor x) -> Tensor")
+    with pytest.raises(RuntimeError, match="without_kernels: backend 'cpu' was asked for and has no kernel of this op"):
+        _backend.require("without_kernels", "cpu", "cpu")
+
+
+def test_cpu_backend_refuses_another_device():
+    with pytest.raises(RuntimeError, match="x is on cuda, expected cpu"):
+        _backend.require("affine_coupling", "cpu", "cuda")
+
+
+def test_forced_backend_is_checked_while_compiling():
+    def coupled(x):
+        return affine_coupling(x, x, x, scale_map=ScaleMap())[0]
+
+    compiled = torch.compile(coupled, fullgraph=True, backend="eager")
+    x = torch.ones(2, 4)
+    with fastflow.backend("cpu"):
+        torch.testing.assert_close(compiled(x), x * torch.e + x)
+
+
+def test_cuda_key_serves_the_reference_until_the_kernel_is_proved(monkeypatch, fresh_states):
+    monkeypatch.setattr(_backend, "launcher", lambda op, name: lambda x: x + 1)
+    op = Op.__new__(Op)
+    op.name, op.on_cuda = "gaussian_class_scores", "cuda"
+    on_cuda = op._launch_or_fall_back(lambda x: x)
+
+    monkeypatch.setattr(_backend, "state", lambda name: _backend.State("unproved", "no record", "record one"))
+    with pytest.warns(UserWarning, match="the cuda kernels are unproved: no record"):
+        assert on_cuda(1) == 1
+    assert on_cuda(1) == 1  # warned once: a second warning would be an error here
+
+    monkeypatch.setattr(_backend, "state", lambda name: _backend.State("available", "proved"))
+    assert on_cuda(1) == 2
+
+
+def _record(**changes) -> dict:
+    return {"sources": dict(_proof.sources()), "tests": {"gpu": {"passed": 3, "failed": 0}}} | changes
+
+
+def _proved_by(monkeypatch, tmp_path, record: dict) -> dict[str, bool]:
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    monkeypatch.setattr(_proof, "_RECORDS", (tmp_path,))
+    _proof._records.cache_clear()
+    return {name: _proof.proved(name) for name in ("triton", "cuda")}
+
+
+def test_a_green_record_of_the_present_sources_proves_both(monkeypatch, tmp_path, fresh_states):
+    assert _proved_by(monkeypatch, tmp_path, _record()) == {"triton": True, "cuda": True}
+
+
+@pytest.mark.parametrize("gpu", [{}, {"passed": 0, "failed": 0}, {"passed": 3, "failed": 1}])
+def test_a_record_that_is_not_green_proves_nothing(monkeypatch, tmp_path, fresh_states, gpu):
+    assert _proved_by(monkeypatch, tmp_path, _record(tests={"gpu": gpu})) == {"triton": False, "cuda": False}
+
+
+@pytest.mark.parametrize(("source", "proved"), [
+    ("kernels/affine_coupling.py", {"triton": False, "cuda": True}),
+    ("csrc/cuda/gaussian_class_scores.cu", {"triton": True, "cuda": False}),
+    ("csrc/gaussian_class_scores.h", {"triton": True, "cuda": False}),
+    ("fastflow/ops/affine_coupling.py", {"triton": False, "cuda": False}),
+    ("csrc/cpu/instruction_set.cpp", {"triton": True, "cuda": True}),
+])
+def test_a_changed_source_unproves_what_it_decides(monkeypatch, tmp_path, fresh_states, source, proved):
+    sources = dict(_proof.sources())
+    assert source in sources
+    assert _proved_by(monkeypatch, tmp_path, _record(sources=sources | {source: "another"})) == proved
+    del sources[source]
+    assert _proved_by(monkeypatch, tmp_path, _record(sources=sources)) == proved
+
+
+def test_doctor_names_every_backend_and_every_remedy():
+    report = doctor()
+    for name, state in fastflow.backends().items():
+        assert name in report
+        assert state.reason in report
+        assert state.remedy in report
+    assert _library.instruction_set() in report
+    assert torch.__version__ in report
