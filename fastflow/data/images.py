@@ -1,0 +1,74 @@
+"""What every data set is once loaded: grey levels and labels as tensors, checked once."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A training and a test set of images in grey levels.
+
+    `train_images`, `test_images` uint8 [N, C, H, W] with values in [0, levels); `train_labels`, `test_labels` int64 [N]
+    with values in [0, classes), -1 = unknown (training only). Raises TypeError or ValueError naming the array at fault.
+    """
+
+    name: str
+    levels: int
+    classes: int
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    def __post_init__(self):
+        for part, lowest in (("train", -1), ("test", 0)):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            _check_images(f"{self.name}: {part}_images", images, self.levels)
+            _check_labels(f"{self.name}: {part}_labels", labels, len(images), lowest, self.classes)
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ValueError(
+                f"{self.name}: test_images have shape {tuple(self.test_images.shape[1:])}, "
+                f"expected {tuple(self.train_images.shape[1:])} as train_images"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return tuple(self.train_images.shape[1:])
+
+    def describe(self) -> dict:
+        """What identifies the data in a checkpoint, with a sha256 over images and labels."""
+        digest = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(array.contiguous().numpy())
+        return {
+            "name": self.name,
+            "levels": self.levels,
+            "classes": self.classes,
+            "shape": list(self.shape),
+            "train": len(self.train_images),
+            "test": len(self.test_images),
+            "sha256": digest.hexdigest(),
+        }
+
+
+def _check_images(name: str, images: Tensor, levels: int) -> None:
+    if images.dtype != torch.uint8:
+        raise TypeError(f"{name} has dtype {images.dtype}, expected torch.uint8 grey levels")
+    if images.dim() != 4 or 0 in images.shape:
+        raise ValueError(f"{name} has shape {tuple(images.shape)}, expected non-empty [N, C, H, W]")
+    if int(images.max()) >= levels:
+        raise ValueError(f"{name} holds level {int(images.max())}, expected values below levels = {levels}")
+
+
+def _check_labels(name: str, labels: Tensor, rows: int, lowest: int, classes: int) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name} has dtype {labels.dtype}, expected torch.int64")
+    if tuple(labels.shape) != (rows,):
+        raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected ({rows},): one label an image")
+    if int(labels.min()) < lowest or int(labels.max()) >= classes:
+        present = f"[{int(labels.min())}, {int(labels.max())}]"
+        raise ValueError(f"{name} lies in {present}, expected [{lowest}, {classes - 1}]")
