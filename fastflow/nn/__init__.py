@@ -3,17 +3,22 @@
 from fastflow.nn.act_norm import ActNorm
 from fastflow.nn.bijection import Bijection
 from fastflow.nn.channel_mix import ChannelMix
+from fastflow.nn.class_prior import ClassPrior
 from fastflow.nn.conditioners import ConvResidualNet, ResidualMLP
 from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.dequantize import Dequantize
+from fastflow.nn.diagonal_normal import DiagonalNormal
 from fastflow.nn.factor_out import FactorOut
 from fastflow.nn.flatten import Flatten
+from fastflow.nn.flow_class_head import FlowClassHead
 from fastflow.nn.flow_sequential import FlowSequential
+from fastflow.nn.gaussian_class_head import GaussianClassHead
 from fastflow.nn.logit import Logit
 from fastflow.nn.split import Split
 from fastflow.nn.squeeze import Squeeze
 
 __all__ = [
-    "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ConvResidualNet", "Dequantize", "FactorOut", "Flatten",
-    "FlowSequential", "Logit", "ResidualMLP", "Split", "Squeeze",
+    "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
+    "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead", "Logit",
+    "ResidualMLP", "Split", "Squeeze",
 ]

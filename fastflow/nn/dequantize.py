@@ -1,5 +1,6 @@
 """The step between grey levels and continuous data."""
 
+import torch
 from torch import Tensor, nn
 
 from fastflow.ops.dequantize import dequantize, quantize
@@ -18,9 +19,9 @@ class Dequantize(nn.Module):
             raise ValueError(f"Dequantize: levels is {levels}, expected at least 2")
         self.levels = levels
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """[B, ...] floats in [0, 1); noise of x's shape in [0, 1), None: 1/2. Float x passes as already dequantised."""
-        return dequantize(x, noise, levels=self.levels)
+        return dequantize(x, noise, levels=self.levels, dtype=dtype)
 
     def inverse(self, v: Tensor) -> Tensor:
         """The grey levels of v, int64."""

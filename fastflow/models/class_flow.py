@@ -1,0 +1,49 @@
+"""What every model with classes has in common: log p(x, y = k) = log_base + G[k], and all that follows from it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ClassFlow(nn.Module):
+    """A density of data x and classes y, given by `class_scores`. Units are nats; x is [B, ...].
+
+    A subclass sets `features` (D, the dimensions of one x), `classes` (K) and `levels` (grey levels of an image, 1 for
+    continuous data), and defines `class_scores`. Densities of images are those of the dequantised image in [0, 1]^D.
+
+    x       integer grey levels 0 .. levels - 1, or floats in [0, 1], taken as already dequantised
+    noise   of x's shape, uniform in [0, 1), for integer x; None: 1/2, deterministic. See `ops.uniform_noise`
+    """
+
+    features: int
+    classes: int
+    levels: int = 1
+
+    def class_scores(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(log_base [B], G [B, K]) with log p(x, y = k) = log_base + G[k]; G contains log p(y = k)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no class_scores")
+
+    def log_joint(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, K] log p(x, y = k)."""
+        log_base, scores = self.class_scores(x, noise)
+        return log_base[:, None] + scores
+
+    def log_prob(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B] log p(x), the classes summed out."""
+        log_base, scores = self.class_scores(x, noise)
+        return log_base + torch.logsumexp(scores, dim=1)
+
+    def predict_proba(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, K] p(y = k | x)."""
+        return torch.softmax(self.class_scores(x, noise)[1], dim=1)
+
+    def predict(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B] the most probable class."""
+        return self.class_scores(x, noise)[1].argmax(dim=1)
+
+    def bits_per_dim(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B] log2(levels) - log2 p(x) / D: bits for one dimension of the quantised x."""
+        return (math.log(self.levels) - self.log_prob(x, noise) / self.features) / math.log(2)

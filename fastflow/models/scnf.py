@@ -1,0 +1,167 @@
+"""Semi-conditional normalizing flows: one trunk for all classes, a class head on a part of its latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fastflow.models import reference_checkpoint
+from fastflow.models.architectures import conditional_flow, conv_trunk
+from fastflow.models.class_flow import ClassFlow
+from fastflow.nn import Dequantize, DiagonalNormal, FlowClassHead, FlowSequential, GaussianClassHead
+from fastflow.ops._checks import check_labels
+
+
+class SCNF(ClassFlow):
+    """p(x, y) with x -> trunk -> [z_aux | z_f], z_aux normal, and z_f, y described by the head.
+
+        log_base = log|det trunk| + log N(z_aux)          G[k] = log p(z_f, y = k) of the head
+
+    trunk        flow of images [B, *shape] to vectors [B, D], its tail z_f; see `conv_trunk`
+    head         `FlowClassHead` (SCNF-GLOW) or `GaussianClassHead` (SCNF-GMM) on the last `head.features` latents
+    levels       grey levels of the images, at least 2
+    learn_scale  of the base of z_aux, see `DiagonalNormal`
+
+    The trunk runs once a row, the head once for all rows and classes. Raises ValueError if head and trunk do not fit.
+    Source: Atanov et al. 2019, "Semi-conditional normalizing flows for semi-supervised learning", arXiv 1905.00505.
+    """
+
+    def __init__(self, trunk: FlowSequential, head: FlowClassHead | GaussianClassHead, levels: int,
+                 learn_scale: bool = True) -> None:
+        super().__init__()
+        self.shape = trunk.shape
+        self.features = math.prod(trunk.shape)
+        self.classes, self.levels = head.classes, levels
+        if head.features > self.features:
+            raise ValueError(f"SCNF: head describes {head.features} features, expected at most the trunk's "
+                             f"{self.features}")
+        self.dequantize = Dequantize(levels)
+        self.trunk = trunk
+        self.head = head
+        self.aux_base = DiagonalNormal(self.features - head.features, learn_scale)
+
+    @classmethod
+    def mnist(cls, *, classes: int = 10, prior: str | Sequence[float] | Tensor = "empirical", **options) -> SCNF:
+        """The published MNIST model: 28 x 28, 256 levels, trunk of 6,299,987 and head of 9,574,676 parameters.
+
+        Further keywords go to `conv_trunk`, those that start with head_ to `conditional_flow`.
+        """
+        return cls._glow((1, 28, 28), 256, classes, prior, options)
+
+    @classmethod
+    def digits(cls, *, classes: int = 10, prior: str | Sequence[float] | Tensor = "empirical", **options) -> SCNF:
+        """A small model of 8 x 8 images with 17 levels, the digits of scikit-learn; keywords as for `mnist`."""
+        small = {"scales": 2, "masked_steps": 2, "channel_steps": 2, "hidden": 32, "blocks": 1,
+                 "head_levels": 1, "head_steps": 4, "head_hidden": 64, "head_blocks": 1}
+        return cls._glow((1, 8, 8), 17, classes, prior, small | options)
+
+    @classmethod
+    def _glow(cls, image: Sequence[int], levels: int, classes: int, prior: str | Sequence[float] | Tensor,
+              options: dict) -> SCNF:
+        of_head = {name: options.pop(name) for name in list(options) if name.startswith("head_")}
+        trunk = conv_trunk(image, **options)
+        features = math.prod(trunk.last_shape)
+        flow = conditional_flow(features, classes, **{k.removeprefix("head_"): v for k, v in of_head.items()})
+        return cls(trunk, FlowClassHead(flow, features, classes, prior=prior), levels)
+
+    @classmethod
+    def from_reference(cls, state_dict: Mapping[str, Tensor],
+                       prior: str | Sequence[float] | Tensor = "uniform") -> SCNF:
+        """The model of a checkpoint of the public code, SamsungLabs/semi-supervised-NFs; see `read_reference`.
+
+        state_dict  of its FlowPDF with the trunk `mnist-masked` and the head `cond-flow`, both with `full`
+                    convolutions; of any image size, depth and width
+        prior       p(y), which that code keeps outside of its checkpoints: the class frequencies of its labelled
+                    images
+
+        log_prob, log_joint and latents are that code's to rounding. The inverse is exact, where that code's masked
+        couplings divide by a scale other than the one they multiplied by. Raises ValueError naming what is missing,
+        unknown or of the wrong shape.
+        """
+        state = reference_checkpoint.normalized(state_dict)
+        trunk, head = reference_checkpoint.describe(state)
+        features, context_features, classes = head.pop("features"), head.pop("context_features"), head.pop("classes")
+        flow = conditional_flow(features, context_features, **head)
+        model = cls(conv_trunk(**trunk), FlowClassHead(flow, features, classes, context_features, prior), levels=256)
+        model.to(state["prior.flow.embeddings.weight"].dtype)
+        reference_checkpoint.load(model, state)
+        return model
+
+    def class_scores(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(log_base [B], G [B, K]), float32 (float64 for a float64 model). Arguments as in `ClassFlow`."""
+        z_aux, z_f, log_det = self._latents(x, noise)
+        return log_det + self.aux_base.log_prob(z_aux), self.head.scores(z_f)
+
+    def initialize(self, x: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> None:
+        """Starts every data-dependent layer from the batch, the head's from all rows with all classes.
+
+        labels  of the training data, -1 for unlabelled, any number of them: sets an empirical class prior
+        noise   as in `class_scores`; without it pixels that never vary may leave a channel without variance
+
+        Raises ValueError for fewer than 2 rows or a channel without variance. What has started before is left alone.
+        """
+        self.trunk.initialize(self._continuous(x, noise))
+        with torch.no_grad():
+            _, z_f, _ = self._latents(x, noise)
+        self.head.initialize(z_f)
+        if labels is not None and self.head.prior.kind == "empirical":
+            self.head.prior.count(labels)
+
+    @torch.no_grad()
+    def sample(self, n: int, y: int | Tensor | None = None, temperature: float = 1.0,
+               generator: torch.Generator | None = None) -> Tensor:
+        """[n, *shape] images in [0, 1] of class y.
+
+        y            one class for all, or labels [n]; None: drawn from p(y)
+        temperature  multiplies the standard deviations of z_h and z_aux
+        """
+        labels = self.head.prior.sample(n, generator) if y is None else self._labels("sample", y, n)
+        z_f = self.head.sample(labels, temperature, generator)
+        z_aux = self.aux_base.sample(n, temperature, generator, like=z_f)
+        return self._image(z_aux, z_f)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, y: int | Tensor, source: int | Tensor | None = None,
+                    noise: Tensor | None = None) -> Tensor:
+        """[B, *shape] images in [0, 1]: x as it would look with class y, from the same z_aux and z_h.
+
+        y       one class for all, or labels [B]
+        source  the class of x itself; None: the predicted one
+        """
+        z_aux, z_f, _ = self._latents(x, noise)
+        source = self.head.scores(z_f).argmax(1) if source is None else self._labels("reconstruct", source, len(x))
+        z_h = self.head.encode(z_f, source)
+        return self._image(z_aux, self.head.decode(z_h, self._labels("reconstruct", y, len(x))))
+
+    def embed(self, x: Tensor, y: int | Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(z_f, z_h), each [B, head.features]: the latents that the class explains, and what it leaves unexplained.
+
+        y  the class of x, which z_h depends on; None: the predicted one
+        """
+        _, z_f, _ = self._latents(x, noise)
+        labels = self.head.scores(z_f).argmax(1) if y is None else self._labels("embed", y, len(x))
+        return z_f, self.head.encode(z_f, labels)
+
+    def _continuous(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        return self.dequantize(x, noise, dtype=next(self.parameters()).dtype)
+
+    def _latents(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(z_aux [B, a], z_f [B, d], log_det [B]) of the trunk."""
+        z, log_det = self.trunk(self._continuous(x, noise))
+        z_aux, z_f = z.flatten(1).tensor_split([self.features - self.head.features], dim=1)
+        return z_aux, z_f, log_det
+
+    def _image(self, z_aux: Tensor, z_f: Tensor) -> Tensor:
+        z = torch.cat([z_aux, z_f], dim=1)
+        return self.trunk.inverse(z.view(len(z), *self.trunk.output_shape(self.shape)))[0].clamp(0, 1)
+
+    def _labels(self, name: str, y: int | Tensor, rows: int) -> Tensor:
+        """y as a label for each row, on the model's device."""
+        device = next(self.parameters()).device
+        if isinstance(y, int):
+            y = torch.full((rows,), y, device=device)
+        check_labels(f"SCNF.{name}", "y", y, rows, self.classes, unlabelled=False)
+        return y.to(device)
