@@ -24,6 +24,8 @@ struct Problem {
   int64_t rows, classes, features;
   int64_t z_row, z_feature, mean_class, mean_feature, scale_class, scale_feature, prior_class;  // strides
   T constant;  // -features / 2 log(2 pi)
+
+  FASTFLOW_HOST_DEVICE T score(int64_t k, T energy) const { return log_prior[k * prior_class] + constant - energy; }
 };
 
 // What the threads of one tile share while a chunk of features passes. One column more than the chunk keeps the rows of

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(gaussian::tile_threads) gaussian_class_scores_
     __syncthreads();
   }
   const int64_t b = first_row + row, k = first_class + klass;
-  if (b < p.rows && k < p.classes) p.scores[b * p.classes + k] = p.log_prior[k * p.prior_class] + p.constant - energy;
+  if (b < p.rows && k < p.classes) p.scores[b * p.classes + k] = p.score(k, energy);
 }
 
 template <class T>

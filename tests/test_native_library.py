@@ -1,0 +1,166 @@
+"""The native library from outside: what it asks of the system, what it lets out, and its CUDA code without a device."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from needs import require
+from oracles import assert_three_way
+
+import fastflow
+from fastflow import _library
+
+ROOT = Path(fastflow.__file__).resolve().parent.parent
+LIBRARY = ROOT / "fastflow" / "_C.abi3.so"
+
+
+def _output(*command: object) -> str:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(autouse=True)
+def _built():
+    require("compiler")
+    assert LIBRARY.exists(), f"{LIBRARY} was not built: make setup"
+
+
+def _undefined() -> list[tuple[str, str]]:
+    """(kind, name) of the undefined symbols that name no version of a system library."""
+    lines = _output("nm", "-D", "--undefined-only", LIBRARY).splitlines()
+    return [(kind, name) for kind, name in (line.split()[-2:] for line in lines) if "@" not in name]
+
+
+def test_asks_torch_for_nothing_but_its_c_shim():
+    shim = re.compile(r"(aoti_)?torch_\w+|_ITM_\w+|__gmon_start__|__cxa_\w+")
+    names = [name for _, name in _undefined()]
+    assert any(name.startswith("aoti_torch_") for name in names)
+    assert [name for name in names if not shim.fullmatch(name)] == []
+
+
+def test_cuda_stream_symbol_is_weak():
+    require("nvcc")
+    kinds = {name: kind for kind, name in _undefined()}
+    assert kinds["aoti_torch_get_current_cuda_stream"] == "w"
+
+
+def test_needs_torch_and_the_system_only_and_has_no_search_path():
+    dynamic = _output("readelf", "-d", LIBRARY)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
+    assert {"libtorch.so", "libtorch_cpu.so"} <= needed
+    assert [name for name in needed if re.search("cuda|python|c10|asan|gomp", name)] == []
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+
+
+def test_lets_out_nothing_but_its_two_questions():
+    exported = [line.split()[-1] for line in _output("nm", "-D", "--defined-only", LIBRARY).splitlines()
+                if line.split()[-2] == "T"]
+    assert sorted(name for name in exported if name not in ("_init", "_fini")) == [
+        "fastflow_build_info", "fastflow_instruction_set"]
+
+
+def test_holds_no_path_of_the_machine_that_built_it():
+    assert str(ROOT).encode() not in LIBRARY.read_bytes()
+
+
+def test_is_the_library_of_these_sources():
+    assert _library.build_info()["sources"].keys() == {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+
+
+def test_loads_by_itself_in_a_process_without_the_package():
+    code = f"import torch; torch.ops.load_library({str(LIBRARY)!r})"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_code_of_one_instruction_set_cannot_stand_in_for_that_of_another():
+    """The linker keeps one copy of a weak function: an AVX-512 one would run on every CPU."""
+    objects = sorted((ROOT / "build" / "native").glob("CMakeFiles/isa_*.dir/csrc/cpu/isa/*.o"))
+    assert {path.parts[-5] for path in objects} >= {"isa_baseline.dir"}
+    for path in objects:
+        own = path.parts[-5].removeprefix("isa_").removesuffix(".dir")
+        weak = [line.split(maxsplit=2)[2] for line in _output("nm", "-C", "--defined-only", path).splitlines()
+                if line.split(maxsplit=2)[1] in "WVu"]
+        assert [name for name in weak if f"fastflow::{own}::" not in name] == []
+
+
+def _resource_usage() -> str:
+    require("nvcc")
+    require("triton")
+    import triton
+
+    assert _library.build_info()["cuda"], "the library was built without nvcc: make native"
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return _output(tool, "--dump-resource-usage", LIBRARY)
+
+
+def test_cuda_code_is_there_for_every_architecture():
+    usage = _resource_usage()
+    assert re.findall(r"elf code:\n=+\narch = (\w+)", usage) == ["sm_80", "sm_90a", "sm_100"]
+    assert re.findall(r"ptx code:\n=+\narch = (\w+)", usage) == ["sm_100"]
+
+
+def test_cuda_kernels_use_no_stack_and_few_registers():
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _resource_usage())
+    assert len(kernels) == 6  # one kernel, two dtypes, three architectures
+    for name, registers, stack, shared, local in kernels:
+        assert (int(stack), int(local)) == (0, 0), f"{name} spills"
+        assert int(registers) <= 48, f"{name}: five blocks of 256 threads no longer fit"
+        assert int(shared) <= 16 * 1024, name
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """The CUDA kernel's tile code compiled for the host: called with Problem's fields, in order."""
+    require("compiler")
+    path = tmp_path_factory.mktemp("native") / "walk.so"
+    subprocess.run([shutil.which("g++"), "-std=c++17", "-O2", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}", "-o", path,
+                    ROOT / "tests" / "native" / "gaussian_class_scores.cpp"], check=True)
+    return ctypes.CDLL(str(path))
+
+
+def _problem(scalar: type) -> type:
+    pointers = [(name, ctypes.c_void_p) for name in ("z", "means", "log_scales", "log_prior", "scores")]
+    sizes = [(name, ctypes.c_int64) for name in (
+        "rows", "classes", "features", "z_row", "z_feature", "mean_class", "mean_feature", "scale_class",
+        "scale_feature", "prior_class")]
+    return type("Problem", (ctypes.Structure,), {"_fields_": [*pointers, *sizes, ("constant", scalar)]})
+
+
+def _scores(z, means, log_scales, log_prior):
+    distances = (z[:, None] - means) * torch.exp(-log_scales)
+    return torch.distributions.Normal(0.0, 1.0).log_prob(distances).sub(log_scales).sum(-1) + log_prior
+
+
+def _terms(z, means, log_scales, log_prior):
+    """The sum of the absolute values of what a score adds up."""
+    squares = ((z[:, None] - means) * torch.exp(-log_scales)) ** 2
+    return (squares / 2 + log_scales.abs() + 0.92).sum(-1) + log_prior.abs()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scales", ["full", "per_feature", "per_class"])
+@pytest.mark.parametrize(("rows", "classes", "features"), [(70, 19, 101), (1, 1, 1), (33, 10, 64), (5, 3, 0)])
+def test_cuda_tiles_compute_the_scores(walk, rows, classes, features, scales, dtype):
+    z = torch.randn(features, rows, dtype=dtype).T
+    means = 100 + torch.randn(classes, 2 * features, dtype=dtype)[:, ::2]
+    z = z + 100
+    shape = {"full": (classes, features), "per_feature": (1, features), "per_class": (classes, 1)}[scales]
+    log_scales = torch.randn(shape, dtype=dtype).expand(classes, features)
+    log_prior = torch.randn(2 * classes, dtype=dtype)[::2]
+    scores = torch.empty(rows, classes, dtype=dtype)
+    scalar = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
+    constant = -0.5 * features * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64)).item()
+    problem = _problem(scalar)(
+        *(tensor.data_ptr() for tensor in (z, means, log_scales, log_prior, scores)), rows, classes, features,
+        *z.stride(), *means.stride(), *log_scales.stride(), *log_prior.stride(), constant)
+    {torch.float32: walk.walk_float, torch.float64: walk.walk_double}[dtype](ctypes.byref(problem))
+    inputs = (z, means, log_scales, log_prior)
+    exact = [tensor.double() for tensor in inputs]
+    assert_three_way(scores, _scores(*inputs), _scores(*exact), terms=_terms(*exact))
