@@ -1,0 +1,41 @@
+"""From a configuration to data, device and model."""
+
+import math
+
+import torch
+
+from fastflow.data import ImageData, digits, mnist, npz
+from fastflow.models import SCNF, conditional_flow, conv_trunk, read_reference, vector_trunk
+from fastflow.nn import FlowClassHead, GaussianClassHead
+from fastflow.training.config import DataConfig, ModelConfig
+from fastflow.training.state import load_weights
+
+
+def load_data(config: DataConfig) -> ImageData:
+    if config.name == "digits":
+        return digits()
+    return mnist(config.path) if config.name == "mnist" else npz(config.path, config.levels or 256)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" stands for. Raises ValueError for a CUDA that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch sees no CUDA device; use device=auto or device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_model(config: ModelConfig, data: ImageData) -> SCNF:
+    """The untrained model for images of `data`'s shape. Raises ValueError if shape and architecture do not fit."""
+    make_trunk = {"conv": conv_trunk, "vector": vector_trunk}[config.trunk.kind]
+    trunk = make_trunk(data.shape, **config.trunk.model_dump(exclude={"kind"}))
+    features = math.prod(trunk.last_shape)
+    if config.head.kind == "gaussian":
+        return SCNF(trunk, GaussianClassHead(features, data.classes, prior=config.prior), data.levels)
+    flow = conditional_flow(features, data.classes, **config.head.model_dump(exclude={"kind"}))
+    return SCNF(trunk, FlowClassHead(flow, features, data.classes, prior=config.prior), data.levels)
+
+
+def load_pretrained(model: SCNF, path: str) -> None:
+    """Takes the weights of a checkpoint of the public SCNF code (`model.torch`), which must be of this architecture."""
+    reference = SCNF.from_reference(read_reference(path), model.head.prior.kind)
+    load_weights(model, reference.state_dict(), path)

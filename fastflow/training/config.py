@@ -1,0 +1,221 @@
+"""The configuration of a training run: one YAML file, every key known, every value checked."""
+
+import difflib
+import os
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Section(BaseModel):
+    """A section refuses unknown keys and never changes once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    name: Literal["digits", "mnist", "npz"]
+    path: str | None = None  # mnist: folder of the IDX files (default $FASTFLOW_DATA/mnist); npz: the file
+    levels: int | None = Field(None, ge=2, le=256)  # npz: the number of grey levels, default 256
+    labels: int = Field(100, ge=0)  # labelled training images, stratified by class
+    monitor: int = Field(0, ge=0)  # other training images that progress is measured on; never the test set
+    hold_out: bool = True  # false: the monitored images are trained on too, without their labels
+
+
+class ConvTrunk(Section):
+    """`fastflow.models.conv_trunk`; the defaults are the published MNIST trunk."""
+
+    kind: Literal["conv"]
+    scales: int = Field(3, ge=1)
+    masked_steps: int = Field(3, ge=0)
+    channel_steps: int = Field(2, ge=0)
+    hidden: int = Field(64, ge=1)
+    blocks: int = Field(4, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    alpha: float = Field(0.05, gt=0, lt=1)  # of the logit
+
+
+class VectorTrunk(Section):
+    """`fastflow.models.vector_trunk`, for small images."""
+
+    kind: Literal["vector"]
+    scales: int = Field(2, ge=1)
+    steps: int = Field(4, ge=1)
+    hidden: int = Field(128, ge=1)
+    blocks: int = Field(1, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    alpha: float = Field(0.05, gt=0, lt=1)
+
+
+class FlowHead(Section):
+    """`fastflow.models.conditional_flow`: SCNF-GLOW; the defaults are the published MNIST head."""
+
+    kind: Literal["flow"]
+    levels: int = Field(2, ge=1)
+    steps: int = Field(4, ge=1)
+    hidden: int = Field(256, ge=1)
+    blocks: int = Field(4, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class GaussianHead(Section):
+    """`fastflow.nn.GaussianClassHead`: SCNF-GMM."""
+
+    kind: Literal["gaussian"]
+
+
+class ModelConfig(Section):
+    """SCNF: a trunk, and a head on the latents of its last scale."""
+
+    trunk: ConvTrunk | VectorTrunk = Field(discriminator="kind")
+    head: FlowHead | GaussianHead = Field(discriminator="kind")
+    prior: Literal["uniform", "empirical", "learned"] = "empirical"  # p(y); empirical: of the labelled images
+
+
+class SamplingConfig(Section):
+    batch: int = Field(256, ge=2)
+    labelled: float = Field(0.5, ge=0)  # total weight of the labelled rows, the unlabelled weigh 1
+    shift: int = Field(0, ge=0)  # augmentation: every drawn image moves by up to so many pixels
+
+
+class LossConfig(Section):
+    labelled: float = Field(1.0, ge=0)  # weight of a labelled row's joint likelihood
+    classification: float = Field(0.0, ge=0)  # weight of the mean cross-entropy of labelled rows
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamax", "adamw"] = "adamax"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)  # adamax: L2 in the gradient; adamw: decoupled
+    decay_all: bool = False  # true: also act-norms, 1x1 mixes, embeddings and scales, as the reference code does
+    clip: float | None = Field(None, gt=0)  # largest gradient norm
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of the averaged weights, which are then the model's
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "linear", "hat", "cosine"] = "linear"
+    warmup: int = Field(0, ge=0)  # steps of linear warm-up ("hat" and "cosine")
+
+
+class Config(Section):
+    """A whole run. `seed` is the first of `seeds` label seeds; each chooses labels and keys all else that is random."""
+
+    data: DataConfig
+    model: ModelConfig
+    sampling: SamplingConfig = SamplingConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    steps: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    seeds: int = Field(1, ge=1)
+    log_every: int = Field(50, ge=1)
+    evaluate_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1)  # step checkpoints kept beside the final one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    pretrained: str | None = None  # a checkpoint of the public SCNF code to start from
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.schedule.warmup >= self.steps:
+            raise ValueError(f"schedule.warmup is {self.schedule.warmup}, expected less than steps = {self.steps}")
+        if self.data.name == "npz" and self.data.path is None:
+            raise ValueError("data.path is missing, expected the .npz file")
+        return self
+
+
+_UNIONS = ("trunk", "head")  # pydantic puts the kind that was chosen into the path of what is wrong inside
+
+
+def load_config(path: str | os.PathLike, settings: list[str] | None = None) -> Config:
+    """Reads a YAML file and applies `settings` ("optimizer.lr=1e-3", values in YAML) over it.
+
+    Raises FileNotFoundError or ValueError: one line that names the file, the key, what came and what was expected.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {_flat(error)}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a mapping of sections (data, model, steps, ...), got {type(tree).__name__}")
+    for setting in settings or []:
+        _apply(tree, setting)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict, source: str) -> Config:
+    """The checked Config of a nested dict; errors begin with `source`."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_describe(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The YAML text that load_config reads back to the same Config."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def _apply(tree: dict, setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise ValueError(f"--set {setting}: expected key=value, for instance optimizer.lr=1e-3")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--set {setting}: {section} is a value, not a section")
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {setting}: not a YAML value: {_flat(error)}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    first, *others = error.errors()
+    location = [part for before, part in zip((None, *first["loc"]), first["loc"], strict=False) if before not in _UNIONS]
+    key = ".".join(map(str, location))
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key {key}{_suggest(location)}"
+    elif first["type"] == "missing":
+        text = f"{key} is missing"
+    elif first["type"] == "union_tag_not_found":
+        text = f"{key}.kind is missing"
+    elif first["type"] == "union_tag_invalid":
+        text = f"{key}.kind is {first['ctx']['tag']!r}, expected {first['ctx']['expected_tags']}"
+    elif first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+    else:
+        text = f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return text + (f" (and {len(others)} more)" if others else "")
+
+
+def _suggest(location: list) -> str:
+    keys = _keys(Config)
+    wrong = ".".join(map(str, location))
+    near = difflib.get_close_matches(wrong, keys, n=1, cutoff=0.6)
+    if not near:  # the right name in the wrong section
+        near = [key for key in keys if key.rsplit(".", 1)[-1] == location[-1]][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        for kind in _members(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _members(annotation: Any) -> tuple:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())

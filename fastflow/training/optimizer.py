@@ -1,0 +1,69 @@
+"""The optimiser, its learning-rate schedule and the averaged weights."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.optim import Adamax, AdamW, Optimizer
+
+from fastflow.training.config import OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Adamax or AdamW; weight decay goes to conditioner weights alone unless `decay_all`."""
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if config.decay_all or _is_weight(model, name) else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    kind = {"adamax": Adamax, "adamw": AdamW}[config.name]
+    return kind([group for group in groups if group["params"]], lr=config.lr, foreach=True)
+
+
+def _is_weight(model: nn.Module, name: str) -> bool:
+    """Whether it is the matrix of a linear or convolution layer; decay of the rest pulls at scales and determinants."""
+    owner, _, leaf = name.rpartition(".")
+    return leaf == "weight" and isinstance(model.get_submodule(owner), nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
+    """What the base learning rate is multiplied with at `step` in [0, steps): a function of the step, nothing to save.
+
+    linear: 1 - step/steps. hat: `warmup` steps up, then linearly down. cosine: the same with half a cosine.
+    """
+    if config.name == "constant":
+        return 1.0
+    if config.name == "linear":
+        return 1.0 - step / steps
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / (steps - config.warmup)
+    return 1.0 - done if config.name == "hat" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights, `self.model`; early on it looks back over a tenth of the steps.
+
+    The decay at a step is min(decay, (1 + step) / (10 + step)), so the average is complete with its weights alone.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self._pairs = [
+            (list(self.model.parameters()), [parameter.detach() for parameter in model.parameters()]),
+            (list(self.model.buffers()), list(model.buffers())),
+        ]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        (averages, weights), (buffers, latest) = self._pairs
+        torch._foreach_lerp_(averages, weights, 1.0 - min(self.decay, (1 + step) / (10 + step)))
+        if buffers:
+            torch._foreach_copy_(buffers, latest)

@@ -1,0 +1,54 @@
+"""What a run writes down as it goes: metrics.jsonl and TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Recorder:
+    """Appends one JSON object a line to `metrics` and the same scalars to TensorBoard, for one seed, from `step` on.
+
+    A checkpoint holds the `position` reached; resuming cuts the file back to it, so that no line is torn, doubled or
+    missing. Raises ValueError if the file is shorter than that.
+    """
+
+    def __init__(self, metrics: Path, tensorboard: Path, *, seed: int, step: int = 0, position: int = 0):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if size < position:
+            raise ValueError(f"{metrics}: {size} bytes, the checkpoint expects at least {position}; was it edited?")
+        self._seed = seed
+        self._file = metrics.open("ab")
+        self._file.truncate(position)
+        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+
+    def write(self, step: int, split: str, values: dict) -> None:
+        """`split` is "train", "monitor" or "test"; what is a number in `values` also goes to TensorBoard."""
+        line = json.dumps({"seed": self._seed, "step": step, "split": split, **values}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def position(self) -> int:
+        """Bytes of metrics.jsonl so far, all on disk."""
+        self._board.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl. Raises ValueError naming the first line that is not JSON."""
+    lines = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from error
+    return lines

@@ -1,0 +1,145 @@
+"""Training a run: its seeds one after the other, each from its latest checkpoint if it has one."""
+
+import platform
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import fastflow
+from fastflow.data import split_rows
+from fastflow.training.batches import Batches
+from fastflow.training.build import build_model, choose_device, load_data, load_pretrained
+from fastflow.training.checkpoint import (
+    FINAL,
+    Checkpoint,
+    latest,
+    load_checkpoint,
+    load_state,
+    prune,
+    save_checkpoint,
+    step_folder,
+)
+from fastflow.training.config import Config
+from fastflow.training.evaluate import evaluate
+from fastflow.training.loop import Objective, fit, likelihood
+from fastflow.training.record import Recorder
+from fastflow.training.run import METRICS, locked, record_config, seed_folder
+from fastflow.training.state import TrainingState
+
+
+def train(config: Config, folder: Path, objective: Objective = likelihood) -> list[dict]:
+    """Trains every seed of `config` in the run `folder`, which may hold an earlier part of the same run.
+
+    Returns for each seed what `evaluate` says of the final weights on the test set, which is used for nothing else.
+    """
+    with locked(folder):
+        data, device = load_data(config.data), choose_device(config.device)
+        record_config(folder, config)
+        results, position = [], 0
+        for number, seed in enumerate(range(config.seed, config.seed + config.seeds), 1):
+            final = seed_folder(folder, seed) / FINAL
+            if not final.is_dir():
+                title = f"seed {seed} ({number}/{config.seeds})"
+                SeedRun(config, folder, data, seed, device).train(position, title, objective)
+            state = load_state(final)
+            results.append({"seed": seed, **state["results"]})
+            position = state["metrics_position"]
+        return results
+
+
+class SeedRun:
+    """What one seed of a run determines: the split of the data, the batches, the folder of its checkpoints."""
+
+    def __init__(self, config: Config, folder: Path, data, seed: int, device: torch.device):
+        self.config, self.folder, self.data, self.seed, self.device = config, folder, data, seed, device
+        self.checkpoints, self.described = seed_folder(folder, seed), data.describe()
+        rows = config.data
+        self.split = split_rows(data.train_labels.numpy(), data.classes, rows.labels, seed, rows.monitor, rows.hold_out)
+        self.batches = Batches(data, self.split, config.sampling, seed, device)
+
+    def train(self, position: int, title: str, objective: Objective) -> None:
+        """Goes on from the latest checkpoint, or starts; then metrics.jsonl is first cut back to `position`."""
+        torch.manual_seed(self.seed)
+        model = build_model(self.config.model, self.data).to(self.device)
+        newest = latest(self.checkpoints)
+        if newest is None:
+            if self.config.pretrained:
+                load_pretrained(model, self.config.pretrained)
+            first = self.batches(0)
+            model.initialize(first.images, labels=self.batches.labels, noise=first.noise)
+            state = TrainingState(model, self.config.optimizer)
+        else:
+            checkpoint = load_checkpoint(newest)
+            self._check(newest, checkpoint.state)
+            state = TrainingState(model, self.config.optimizer)
+            state.load(checkpoint.state["step"], checkpoint.tensors)
+            position = checkpoint.state["metrics_position"]
+        board = self.folder / "tensorboard" / f"seed-{self.seed}"
+        recorder = Recorder(self.folder / METRICS, board, seed=self.seed, step=state.step, position=position)
+        try:
+            fit(
+                state,
+                self.batches,
+                self.config,
+                recorder=recorder,
+                monitor=self._monitor,
+                save=lambda: self._save_step(state, recorder),
+                title=title,
+                objective=objective,
+            )
+            results = self._evaluate(state.served, self.data.test_images, self.data.test_labels)
+            recorder.write(state.step, "test", results)
+            tensors = {name: part for name, part in state.tensors().items() if name != "trainer"}
+            self._save(self.checkpoints / FINAL, state.step, tensors, recorder, {"results": results})
+        finally:
+            recorder.close()
+
+    def _monitor(self, model: nn.Module) -> dict | None:
+        rows = torch.from_numpy(self.split.monitor)
+        return self._evaluate(model, self.data.train_images[rows], self.data.train_labels[rows]) if len(rows) else None
+
+    def _evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict:
+        images, labels = images.to(self.device), labels.to(self.device)
+        return evaluate(model, images, labels, levels=self.data.levels, seed=self.seed)
+
+    def _save_step(self, state: TrainingState, recorder: Recorder) -> None:
+        folder = step_folder(self.checkpoints, state.step)
+        self._save(folder, state.step, state.tensors(), recorder)
+        prune(self.checkpoints, self.config.keep)
+
+    def _save(self, folder: Path, step: int, tensors: dict, recorder: Recorder, more: dict | None = None) -> None:
+        state = {
+            "step": step,
+            "seed": self.seed,
+            "randomness": "keyed by (seed, stream, step, row): step is the next one to draw for",
+            "config": self.config.model_dump(),
+            "data": self.described,
+            "split": {"labelled": self.split.labelled.tolist(), "monitor": self.split.monitor.tolist()},
+            "versions": _versions(self.device),
+            "metrics_position": recorder.position(),
+        }
+        save_checkpoint(folder, Checkpoint(state | (more or {}), tensors))
+
+    def _check(self, folder: Path, state: dict) -> None:
+        """A resumed run must see the data, the split and, to be bit-exact, the software and threads it began with."""
+        if state["data"] != self.described:
+            raise ValueError(f"{folder}: trained on {state['data']}, but the data is now {self.described}")
+        if state["split"]["labelled"] != self.split.labelled.tolist():
+            raise ValueError(f"{folder}: the labelled rows differ from those chosen now; was scikit-learn updated?")
+        now = _versions(self.device)
+        changed = [f"{name} {then} is now {now[name]}" for name, then in state["versions"].items() if now[name] != then]
+        if changed:
+            warnings.warn(f"resuming, but not bit for bit: {', '.join(changed)}", stacklevel=2)
+
+
+def _versions(device: torch.device) -> dict:
+    return {
+        "fastflow": fastflow.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+    }
