@@ -26,11 +26,10 @@ def load() -> ctypes.CDLL | None:
                       f"{REMEDY}", stacklevel=2)
         return None
     try:
-        torch.ops.load_library(_PATH)
+        return ctypes.CDLL(str(_PATH))  # needs torch's libraries, which `import torch` has loaded
     except OSError as error:
-        raise ImportError(f"fastflow: {_PATH} does not load: {error}. Build it again for the installed torch "
-                          f"{torch.__version__}: {BUILD_COMMAND}") from error
-    return ctypes.CDLL(str(_PATH))
+        raise ImportError(f"fastflow: the native library does not load: {error}. Build it again for the installed "
+                          f"torch {torch.__version__}: {BUILD_COMMAND}") from error
 
 
 def build_info() -> dict:

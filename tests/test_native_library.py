@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from needs import require
@@ -14,6 +15,7 @@ from oracles import assert_three_way
 
 import fastflow
 from fastflow import _library
+from fastflow.ops.gaussian_class_scores import reference
 
 ROOT = Path(fastflow.__file__).resolve().parent.parent
 LIBRARY = ROOT / "fastflow" / "_C.abi3.so"
@@ -133,15 +135,14 @@ def _problem(scalar: type) -> type:
     return type("Problem", (ctypes.Structure,), {"_fields_": [*pointers, *sizes, ("constant", scalar)]})
 
 
-def _scores(z, means, log_scales, log_prior):
-    distances = (z[:, None] - means) * torch.exp(-log_scales)
-    return torch.distributions.Normal(0.0, 1.0).log_prob(distances).sub(log_scales).sum(-1) + log_prior
-
-
-def _terms(z, means, log_scales, log_prior):
-    """The sum of the absolute values of what a score adds up."""
-    squares = ((z[:, None] - means) * torch.exp(-log_scales)) ** 2
-    return (squares / 2 + log_scales.abs() + 0.92).sum(-1) + log_prior.abs()
+def _truth(*inputs):
+    """The scores, and the sums of the absolute values of what they add up, in 80-bit floating point."""
+    z, means, log_scales, log_prior = (tensor.numpy().astype(np.longdouble) for tensor in inputs)
+    squares = ((z[:, None] - means) * np.exp(-log_scales)) ** 2 / 2
+    normal = np.log(2 * np.longdouble(np.pi)) / 2
+    scores = log_prior - (squares + log_scales + normal).sum(-1)
+    sizes = abs(log_prior) + (squares + abs(log_scales) + normal).sum(-1)
+    return torch.from_numpy(scores.astype(float)), torch.from_numpy(sizes.astype(float))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -162,5 +163,5 @@ def test_cuda_tiles_compute_the_scores(walk, rows, classes, features, scales, dt
         *z.stride(), *means.stride(), *log_scales.stride(), *log_prior.stride(), constant)
     {torch.float32: walk.walk_float, torch.float64: walk.walk_double}[dtype](ctypes.byref(problem))
     inputs = (z, means, log_scales, log_prior)
-    exact = [tensor.double() for tensor in inputs]
-    assert_three_way(scores, _scores(*inputs), _scores(*exact), terms=_terms(*exact))
+    truth, terms = _truth(*inputs)
+    assert_three_way(scores, reference(*inputs), truth, terms=terms)
