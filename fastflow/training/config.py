@@ -177,7 +177,8 @@ def _apply(tree: dict, setting: str) -> None:
 
 def _describe(error: ValidationError) -> str:
     first, *others = error.errors()
-    location = [part for before, part in zip((None, *first["loc"]), first["loc"], strict=False) if before not in _UNIONS]
+    path = first["loc"]
+    location = [part for i, part in enumerate(path) if i == 0 or path[i - 1] not in _UNIONS]
     key = ".".join(map(str, location))
     if first["type"] == "extra_forbidden":
         text = f"unknown key {key}{_suggest(location)}"

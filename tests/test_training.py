@@ -1,0 +1,215 @@
+"""The parts of the trainer: loss, batches, schedules, optimiser groups, average, evaluation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_flow import TinyFlow
+
+from fastflow.data import ImageData, Split
+from fastflow.training.batches import Batches, shift_images
+from fastflow.training.config import LossConfig, OptimizerConfig, SamplingConfig, ScheduleConfig
+from fastflow.training.evaluate import evaluate
+from fastflow.training.loss import likelihood_loss
+from fastflow.training.optimizer import WeightAverage, build_optimizer, lr_factor
+from fastflow.training.state import TrainingState
+
+CPU = torch.device("cpu")
+
+
+def make_data(rows=60, classes=3, levels=4, size=(1, 4, 4)):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(rows) % classes
+    images = torch.randint(0, levels - 1, (rows, *size), generator=generator, dtype=torch.uint8)
+    images[:, 0, 0, :classes] += torch.nn.functional.one_hot(labels).to(torch.uint8)
+    return ImageData("made", levels, classes, images, labels, images[:30], labels[:30])
+
+
+def make_batches(seed=0, split=None, **sampling):
+    split = split or Split(np.arange(6), np.arange(6, 50), np.arange(50, 60))
+    return Batches(make_data(), split, SamplingConfig(**{"batch": 16} | sampling), seed, CPU)
+
+
+def test_loss_is_the_weighted_likelihood_and_cross_entropy():
+    log_base, scores = torch.randn(6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    labels = torch.tensor([2, -1, 0, -1, -1, 3])
+    total, weight, cross_entropy = 0.0, 0.0, 0.0
+    for base, row, label in zip(log_base.tolist(), scores.tolist(), labels.tolist(), strict=True):
+        evidence = math.log(sum(math.exp(score) for score in row))
+        if label >= 0:
+            total, weight = total - 3.0 * (base + row[label]), weight + 3.0
+            cross_entropy += (evidence - row[label]) / 3
+        else:
+            total, weight = total - (base + evidence), weight + 1.0
+    loss, parts = likelihood_loss(log_base, scores, labels, LossConfig(labelled=3.0, classification=0.7))
+    assert loss.item() == pytest.approx(total / weight + 0.7 * cross_entropy, rel=1e-12)
+    assert parts["cross_entropy"].item() == pytest.approx(cross_entropy, rel=1e-12)
+
+
+@pytest.mark.parametrize("labels", [[-1, -1], [1, 0]])
+def test_loss_without_labelled_or_unlabelled_rows_is_finite(labels):
+    scores = torch.randn(2, 3, requires_grad=True)
+    loss, parts = likelihood_loss(torch.zeros(2), scores, torch.tensor(labels), LossConfig(classification=1.0))
+    loss.backward()
+    assert scores.grad.isfinite().all()
+    assert all(part.isfinite() for part in parts.values())
+
+
+def test_gradient_of_the_loss_is_the_responsibilities():
+    scores = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([-1, 2, -1, 0, -1])
+    likelihood_loss(torch.zeros(5), scores, labels, LossConfig())[0].backward()
+    expected = torch.where((labels < 0)[:, None], scores.softmax(1), torch.eye(4)[labels.clamp(min=0)].double())
+    torch.testing.assert_close(scores.grad, -expected / 5)
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    first, again, other = make_batches(), make_batches(), make_batches(seed=1)
+    for step in (0, 7):
+        a, b = first(step), again(step)
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "labels", "noise"))
+    assert not torch.equal(first(0).noise, first(1).noise)
+    assert not np.array_equal(first.rows(0), first.rows(1))
+    assert not np.array_equal(first.rows(0), other.rows(0))
+
+
+def test_a_third_of_the_rows_is_labelled_and_monitored_rows_never_come():
+    batches = make_batches(batch=256)
+    rows = np.concatenate([batches.rows(step) for step in range(100)])
+    labelled = (rows < 6).mean()
+    assert abs(labelled - 1 / 3) < 4 * math.sqrt(2 / 9 / len(rows))
+    assert rows.max() < 50
+    counts = np.bincount(rows, minlength=50)
+    assert abs(counts[:6] / len(rows) - 1 / 18).max() < 0.01
+    assert abs(counts[6:] / len(rows) - 2 / 3 / 44).max() < 0.005
+    batch = batches(0)
+    assert ((batch.labels >= 0) == torch.from_numpy(batches.rows(0) < 6)).all()
+
+
+def test_batches_without_labels_and_with_labels_only():
+    nothing, everything = np.arange(0), np.arange(60)
+    assert (make_batches(split=Split(nothing, everything, nothing))(0).labels == -1).all()
+    assert (make_batches(split=Split(everything, nothing, nothing))(0).labels >= 0).all()
+    with pytest.raises(ValueError, match="no row has weight"):
+        make_batches(split=Split(everything, nothing, nothing), labelled=0.0)
+
+
+def test_shift_moves_each_image_by_its_own_way():
+    images = torch.randint(1, 9, (5, 2, 4, 6), dtype=torch.uint8)
+    moves = torch.tensor([[0, 0], [1, 0], [0, -2], [-1, 3], [2, 2]])
+    moved = shift_images(images, moves)
+    for image, (down, right), result in zip(images, moves.tolist(), moved, strict=True):
+        expected = torch.zeros_like(image)
+        for y in range(4):
+            for x in range(6):
+                if 0 <= y - down < 4 and 0 <= x - right < 6:
+                    expected[:, y, x] = image[:, y - down, x - right]
+        assert torch.equal(result, expected)
+    assert moved.dtype == torch.uint8
+
+
+def test_shifted_batches_reach_every_move():
+    plain, shifted = make_batches(batch=64), make_batches(batch=64, shift=1)
+    moves = set()
+    for step in range(4):
+        for before, after in zip(plain(step).images, shifted(step).images, strict=True):
+            ways = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)
+                    if torch.equal(shift_images(before[None], torch.tensor([[y, x]]))[0], after)]
+            assert ways
+            moves.update(ways)
+    assert len(moves) == 9
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ScheduleConfig(name="constant"), [1, 1, 1, 1, 1]),
+        (ScheduleConfig(name="linear"), [1, 0.8, 0.6, 0.4, 0.2]),
+        (ScheduleConfig(name="hat", warmup=2), [0.5, 1, 1, 2 / 3, 1 / 3]),
+        (ScheduleConfig(name="cosine", warmup=1), [1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+    ],
+)
+def test_schedules(config, expected):
+    assert [lr_factor(config, step, 5) for step in range(5)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["adamax", "adamw"])
+def test_weight_decay_leaves_all_but_matrices_alone(name):
+    model = TinyFlow(4, 16, 3)
+    groups = build_optimizer(model, OptimizerConfig(name=name, weight_decay=0.1)).param_groups
+    decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
+    assert [id(parameter) for parameter in decayed] == [id(model.means.weight)]
+    everything = build_optimizer(model, OptimizerConfig(name=name, weight_decay=0.1, decay_all=True)).param_groups
+    assert sum(len(group["params"]) for group in everything if group["weight_decay"]) == 3
+
+
+def test_average_follows_weights_and_buffers():
+    model = torch.nn.BatchNorm1d(1, affine=True)
+    average = WeightAverage(model, decay=0.5)
+    model.weight.data.fill_(3.0)
+    model.running_mean.fill_(7.0)
+    average.update(step=0)
+    assert average.model.weight.item() == pytest.approx(0.1 * 1 + 0.9 * 3)
+    assert average.model.running_mean.item() == 7.0
+    average.update(step=100)
+    assert average.model.weight.item() == pytest.approx(0.5 * 2.8 + 0.5 * 3)
+
+
+def advance(state, steps):
+    for _ in range(steps):
+        torch.manual_seed(state.step)
+        state.optimizer.zero_grad()
+        state.model.class_scores(torch.randint(0, 4, (8, 1, 4, 4)))[1].sum().backward()
+        state.optimizer.step()
+        state.average.update(state.step)
+        state.add({"loss": torch.tensor(float(state.step))})
+        state.step += 1
+    return state.tensors()
+
+
+@pytest.mark.parametrize("name", ["adamax", "adamw"])
+def test_state_goes_on_bit_for_bit(name):
+    config = OptimizerConfig(name=name, ema=0.9, weight_decay=0.1)
+    state, copy = TrainingState(TinyFlow(4, 16, 3), config), TrainingState(TinyFlow(4, 16, 3), config)
+    saved = {part: {key: value.clone() for key, value in tensors.items()} for part, tensors in advance(state, 3).items()}
+    copy.load(3, saved)
+    whole, resumed = advance(state, 2), advance(copy, 2)
+    assert set(whole) == {"model", "average", "trainer"}
+    for part, tensors in whole.items():
+        assert tensors.keys() == resumed[part].keys()
+        assert all(torch.equal(value, resumed[part][key]) for key, value in tensors.items())
+
+
+def test_weights_of_another_model_are_refused():
+    state, other = (TrainingState(TinyFlow(4, features, 3), OptimizerConfig()) for features in (9, 16))
+    with pytest.raises(ValueError, match=r"checkpoint: shift is \(16,\), expected \(9,\)"):
+        state.load(0, other.tensors())
+
+
+def test_evaluation_matches_its_definition_and_repeats():
+    data, model = make_data(rows=700), TinyFlow(4, 16, 3)
+    model.train()
+    images, labels = data.train_images, data.train_labels
+    figures = evaluate(model, images, labels, levels=4, seed=5)
+    assert model.training
+    assert evaluate(model, images, labels, levels=4, seed=5) == figures
+    confusion = torch.tensor(figures["confusion"])
+    assert confusion.sum() == 700
+    assert confusion.sum(1).tolist() == torch.bincount(labels).tolist()
+    assert figures["error"] == pytest.approx(100 * (1 - confusion.diag().sum().item() / 700))
+    model.eval()
+    middle = evaluate(model, images, labels, levels=4, seed=6)["bits_per_dim"]
+    assert abs(middle - figures["bits_per_dim"]) < 0.05
+
+
+def test_bits_per_dim_of_the_uniform_density():
+    class Uniform(torch.nn.Module):
+        def class_scores(self, x, noise=None):
+            return torch.zeros(len(x)), torch.full((len(x), 4), math.log(0.25))
+
+    figures = evaluate(Uniform(), torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64),
+                       levels=8, seed=0)
+    assert figures["bits_per_dim"] == pytest.approx(3.0)
+    assert figures["cross_entropy"] == pytest.approx(math.log(4))
+    assert figures["error"] == 0.0
