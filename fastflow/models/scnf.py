@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastflow.models import reference_checkpoint
-from fastflow.models.architectures import conditional_flow, conv_trunk
+from fastflow.models.architectures import conditional_flow, conv_trunk, vector_trunk
 from fastflow.models.class_flow import ClassFlow
 from fastflow.nn import Dequantize, DiagonalNormal, FlowClassHead, FlowSequential, GaussianClassHead
 from fastflow.ops._checks import check_labels
@@ -44,28 +44,38 @@ class SCNF(ClassFlow):
         self.aux_base = DiagonalNormal(self.features - head.features, learn_scale)
 
     @classmethod
-    def mnist(cls, *, classes: int = 10, prior: str | Sequence[float] | Tensor = "empirical", **options) -> SCNF:
+    def glow(cls, image: Sequence[int], levels: int, classes: int, *, trunk: str = "conv",
+             prior: str | Sequence[float] | Tensor = "uniform", **options) -> SCNF:
+        """SCNF-GLOW on images of any size: a trunk and a conditional flow on its last scale.
+
+        image    (C, H, W)
+        trunk    "conv" for `conv_trunk`, "vector" for `vector_trunk`
+        options  keywords of the trunk; with head_ before their name, of `conditional_flow`
+        """
+        trunks = {"conv": conv_trunk, "vector": vector_trunk}
+        if trunk not in trunks:
+            raise ValueError(f"SCNF.glow: trunk is {trunk!r}, expected one of {', '.join(trunks)}")
+        of_head = {name: options.pop(name) for name in list(options) if name.startswith("head_")}
+        flow = trunks[trunk](image, **options)
+        features = math.prod(flow.last_shape)
+        conditional = conditional_flow(features, classes, **{k.removeprefix("head_"): v for k, v in of_head.items()})
+        return cls(flow, FlowClassHead(conditional, features, classes, prior=prior), levels)
+
+    @classmethod
+    def mnist(cls, **options) -> SCNF:
         """The published MNIST model: 28 x 28, 256 levels, trunk of 6,299,987 and head of 9,574,676 parameters.
 
-        Further keywords go to `conv_trunk`, those that start with head_ to `conditional_flow`.
+        options override keywords of `glow`.
         """
-        return cls._glow((1, 28, 28), 256, classes, prior, options)
+        return cls.glow(**{"image": (1, 28, 28), "levels": 256, "classes": 10} | options)
 
     @classmethod
-    def digits(cls, *, classes: int = 10, prior: str | Sequence[float] | Tensor = "empirical", **options) -> SCNF:
-        """A small model of 8 x 8 images with 17 levels, the digits of scikit-learn; keywords as for `mnist`."""
-        small = {"scales": 2, "masked_steps": 2, "channel_steps": 2, "hidden": 32, "blocks": 1,
-                 "head_levels": 1, "head_steps": 4, "head_hidden": 64, "head_blocks": 1}
-        return cls._glow((1, 8, 8), 17, classes, prior, small | options)
-
-    @classmethod
-    def _glow(cls, image: Sequence[int], levels: int, classes: int, prior: str | Sequence[float] | Tensor,
-              options: dict) -> SCNF:
-        of_head = {name: options.pop(name) for name in list(options) if name.startswith("head_")}
-        trunk = conv_trunk(image, **options)
-        features = math.prod(trunk.last_shape)
-        flow = conditional_flow(features, classes, **{k.removeprefix("head_"): v for k, v in of_head.items()})
-        return cls(trunk, FlowClassHead(flow, features, classes, prior=prior), levels)
+    def digits(cls, **options) -> SCNF:
+        """A small model for the digits of scikit-learn: 8 x 8, 17 levels; options override keywords of `glow`."""
+        return cls.glow(**{
+            "image": (1, 8, 8), "levels": 17, "classes": 10, "trunk": "vector",
+            "head_levels": 1, "head_steps": 4, "head_hidden": 64, "head_blocks": 1,
+        } | options)
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor],
@@ -98,16 +108,20 @@ class SCNF(ClassFlow):
     def initialize(self, x: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> None:
         """Starts every data-dependent layer from the batch, the head's from all rows with all classes.
 
-        labels  of the training data, -1 for unlabelled, any number of them: sets an empirical class prior
+        labels  of the training data, -1 for unlabelled, any number of them: an empirical class prior needs them
         noise   as in `class_scores`; without it pixels that never vary may leave a channel without variance
 
-        Raises ValueError for fewer than 2 rows or a channel without variance. What has started before is left alone.
+        Raises ValueError for fewer than 2 rows, a channel without variance, or an empirical class prior without labels.
+        What has started before is left alone.
         """
+        empirical = self.head.prior.kind == "empirical"
+        if empirical and labels is None:
+            raise ValueError("SCNF.initialize: labels is None, expected training labels for the empirical class prior")
         self.trunk.initialize(self._continuous(x, noise))
         with torch.no_grad():
             _, z_f, _ = self._latents(x, noise)
         self.head.initialize(z_f)
-        if labels is not None and self.head.prior.kind == "empirical":
+        if empirical:
             self.head.prior.count(labels)
 
     @torch.no_grad()
