@@ -13,7 +13,6 @@ from fastflow._backend import backend
 from fastflow.ops import ScaleMap, affine_coupling
 from fastflow.ops.affine_coupling import _check
 
-
 # PyTorch's own: Dynamo instantiates every autograd.Function that it traces, functorch loads scripted decompositions.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
