@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: demo test gate native sanitize smoke lint setup clean
 
@@ -31,7 +31,7 @@ sanitize: setup
 	    $(PYTEST) -p no:cacheprovider -m 'not gpu' tests/test_sanitizers.py tests/test_affine_coupling_cpu.py
 
 smoke: setup
-	$(BIN)/python -m pytest -m smoke
+	$(BIN)/pytest -m smoke
 
 lint: setup
 	$(BIN)/ruff check .

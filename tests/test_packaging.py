@@ -52,7 +52,7 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--python", self.python]
         installed = _run(*pip, "install", "--no-deps", "--no-index", wheel)
         assert installed.returncode == 0, installed.stderr
-        # A folder named in a .pth is searched, but the .pth files in it, the editable install's among them, are not read.
+        # A folder named in a .pth is searched, but the .pth files in it, such as the editable install, are not read.
         (self.packages / "torch.pth").write_text(sysconfig.get_path("purelib"))
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
