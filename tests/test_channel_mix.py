@@ -1,0 +1,111 @@
+"""Channel mixing: values, determinants, exact inverses, both parametrisations."""
+
+import pytest
+import torch
+from bijections import assert_inverts, assert_log_det, scatter
+from oracles import assert_three_way
+from torch.autograd import gradcheck
+
+from fastflow.nn import ChannelMix
+from fastflow.ops import PLU, channel_mix, plu
+
+CHANNELS = [1, 2, 4, 8]
+
+
+def _rotation(channels: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q.to(dtype)
+
+
+def _mixed(channels: int, kind: str, dtype: torch.dtype) -> ChannelMix:
+    return scatter(ChannelMix(channels, kind, _rotation(channels)), 0.05).to(dtype)
+
+
+@pytest.mark.parametrize("spatial", [(), (7, 7), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("kind", ["full", "plu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inverts(spatial, channels, kind, dtype):
+    assert_inverts(_mixed(channels, kind, dtype), torch.randn(3, channels, *spatial, dtype=dtype))
+
+
+@pytest.mark.parametrize("kind", ["full", "plu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inverts_wide(kind, dtype):
+    assert_inverts(_mixed(196, kind, dtype), torch.randn(5, 196, dtype=dtype))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["full", "plu"])
+def test_log_det_is_the_jacobian(channels, kind):
+    assert_log_det(_mixed(channels, kind, torch.float64), torch.randn(2, channels, 2, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values(dtype):
+    x, weight = torch.randn(3, 5, 4, 4).to(dtype), torch.randn(5, 5)
+    z, log_det = channel_mix(x, weight)
+    truth = torch.einsum("ij,bjhw->bihw", weight.double(), x.double())
+    eager = torch.nn.functional.conv2d(x.float(), weight[:, :, None, None]).to(dtype)
+    assert z.dtype == dtype
+    assert_three_way(z, eager, truth, name="z")
+    assert_three_way(log_det, 16 * torch.linalg.slogdet(weight).logabsdet.expand(3),
+                     16 * torch.linalg.slogdet(weight.double()).logabsdet.expand(3), name="log_det")
+
+
+@pytest.mark.parametrize("kind", ["full", "plu"])
+def test_starts_as_the_identity_or_the_given_matrix(kind):
+    x = torch.randn(4, 6)
+    z, log_det = ChannelMix(6, kind)(x)
+    assert torch.equal(z, x)
+    assert torch.equal(log_det, torch.zeros(4))
+    rotation = _rotation(6)
+    z, log_det = ChannelMix(6, kind, rotation)(x)
+    assert torch.allclose(z, x @ rotation.T, atol=1e-6)
+    assert torch.allclose(log_det, torch.zeros(4), atol=1e-6)
+
+
+def test_plu_keeps_permutation_and_signs():
+    weight = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, -3.0], [1.0, 0.0, 0.0]])
+    layer = ChannelMix(3, "plu", weight)
+    other = ChannelMix(3, "plu")
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3)
+    assert torch.allclose(other(x)[0], x @ weight.T)
+    assert {name for name, _ in layer.named_parameters()} == {"lower", "upper", "log_scale"}
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients(inverse):
+    x, weight = torch.randn(2, 3, 2, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    x.requires_grad_(), weight.requires_grad_()
+    assert gradcheck(lambda x, w: channel_mix(x, w, inverse=inverse), (x, weight))
+    permutation, *parts, sign = plu(weight)
+    parts = [part.detach().requires_grad_() for part in parts]
+    assert gradcheck(lambda x, *p: channel_mix(x, PLU(permutation, *p, sign.detach()), inverse=inverse), (x, *parts))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize("shape", [(3,), (3, 2, 2)], ids=str)
+def test_small_batches(rows, shape):
+    z, log_det = ChannelMix(3)(torch.randn(rows, *shape))
+    assert z.shape == (rows, *shape)
+    assert log_det.shape == (rows,)
+
+
+def test_singular_matrix():
+    assert channel_mix(torch.randn(2, 3), torch.zeros(3, 3))[1].isneginf().all()
+    with pytest.raises(ValueError, match="plu: matrix is singular"):
+        ChannelMix(3, "plu", torch.ones(3, 3))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"channel_mix: weight has shape \(4, 4\), expected \(3, 3\)"):
+        channel_mix(torch.zeros(2, 3), torch.eye(4))
+    with pytest.raises(ValueError, match=r"channel_mix: weight.permutation has shape \(2,\), expected \(3,\)"):
+        channel_mix(torch.zeros(2, 3), plu(torch.eye(2)))
+    with pytest.raises(TypeError, match=r"channel_mix: weight\.permutation has dtype"):
+        channel_mix(torch.zeros(2, 3), plu(torch.eye(3))._replace(permutation=torch.zeros(3)))
+    with pytest.raises(ValueError, match="ChannelMix: kind is 'qr', expected one of full, plu"):
+        ChannelMix(3, "qr")
+    with pytest.raises(ValueError, match=r"ChannelMix: weight has shape \(2, 3\), expected \(3, 3\)"):
+        ChannelMix(3, weight=torch.zeros(2, 3))
