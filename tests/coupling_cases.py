@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastflow.nn import Split
 from fastflow.ops import ScaleMap
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -151,3 +152,28 @@ def bounds(compute, inputs: dict) -> tuple[dict, dict, dict]:
         scaled = {name: truth[name] + (single[name].double() - truth[name]) * 2.0**-29 for name in truth}
         return scaled, scaled, truth
     return compute(inputs), single, truth
+
+
+CHANNEL_SPLITS = [
+    Split.halves(),
+    Split.halves("first"),
+    Split.halves(passive=1),
+    Split.halves("first", passive=2),
+    Split.interleaved(),
+    Split.interleaved("even"),
+]
+
+
+def every_split(shape: tuple[int, ...]) -> list[Split]:
+    """A split of every kind that fits samples of `shape`."""
+    boards = [Split.checkerboard(shape, parity) for parity in (0, 1)]
+    return [*CHANNEL_SPLITS, *boards, Split.mask(torch.rand(shape) < 0.5)]
+
+
+def active_positions(split: Split, shape: tuple[int, ...]) -> Tensor:
+    """Bool of `shape`, True where the split transforms."""
+    if split.passive_mask is not None:
+        return ~split.passive_mask
+    active = torch.zeros(shape, dtype=torch.bool)
+    active[split.active_slice(shape[0])] = True
+    return active

@@ -108,8 +108,8 @@ class Split:
         if self.passive_mask is not None:
             self.check(tuple(x.shape[1:]))
             mask = self.passive_mask if mask is None else mask
-            # A select, not a product: even an inf or NaN in an active position never reaches the conditioner.
-            return torch.where(mask, x, 0)
+            # A product, because torch.where takes the mask's memory format for x's.
+            return x * mask
         channels = x.shape[1]
         active = self.active_slice(channels)
         if self.layout == "interleaved":

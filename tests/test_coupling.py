@@ -1,0 +1,321 @@
+"""AffineCoupling with every split, packing and scale map; the state it carries, and the errors it raises."""
+
+import copy
+import io
+import pickle
+import re
+
+import pytest
+import torch
+from coupling_cases import MAPS, active_positions, eager, every_split, make_map
+from oracles import assert_three_way, jacobian_log_det
+from torch import nn
+
+from fastflow.nn import AffineCoupling, ConvResidualNet, Split
+from fastflow.nn.coupling import PACKINGS
+from fastflow.ops import ScaleMap
+
+
+def make_coupling(split: Split, shape: tuple, scale_map: ScaleMap | None = None, **settings) -> AffineCoupling:
+    """A coupling with a linear or convolutional conditioner whose outputs are of the size of 1."""
+    given = {} if scale_map is None else {"scale_map": scale_map}
+    parameters = 1 if scale_map is not None and scale_map.kind == "additive" else 2
+    sizes = split.passive_channels(shape[0]), parameters * split.active_channels(shape[0])
+    net = nn.Linear(*sizes) if len(shape) == 1 else nn.Conv2d(*sizes, 3, padding=1)
+    nn.init.normal_(net.weight, std=0.5)
+    return AffineCoupling(net, split, **given, **settings)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("name", MAPS)
+def test_coupling_is_a_bijection_with_its_log_det(name, packing):
+    for shape in ((3,), (3, 2, 3)):
+        for split in every_split(shape):
+            count = split.active_channels(shape[0])
+            gain = 0.5 + torch.rand(count)
+            coupling = make_coupling(split, shape, make_map(name, len(shape) == 1, gain), packing=packing).double()
+            x, start = torch.randn(2, *shape, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+            z, log_det = coupling(x, log_det=start)
+            back, log_det_back = coupling.inverse(z, log_det=log_det)
+            torch.testing.assert_close(back, x, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(log_det_back, start, rtol=1e-12, atol=1e-12)
+            passive = ~active_positions(split, shape)
+            assert torch.equal(z[:, passive], x[:, passive]), split
+            with torch.no_grad():
+                assert (z != x)[:, ~passive].all(), split
+            expected = jacobian_log_det(lambda row, c=coupling: c(row)[0], x)
+            torch.testing.assert_close(coupling(x)[1], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_packings_are_views_of_the_same_parameters():
+    scale, shift = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
+    x = torch.randn(4, 6, 5)
+    tensors = {
+        "scale_shift": torch.cat([scale, shift], dim=1),
+        "shift_scale": torch.cat([shift, scale], dim=1),
+        "scale_shift_interleaved": torch.stack([scale, shift], dim=2).flatten(1, 2),
+        "shift_scale_interleaved": torch.stack([shift, scale], dim=2).flatten(1, 2),
+    }
+    assert set(tensors) == set(PACKINGS)
+    expected = AffineCoupling(lambda passive: (scale, shift))(x)
+    for packing, made in tensors.items():
+        coupling = AffineCoupling(lambda passive, made=made: made, packing=packing)
+        for ours, theirs in zip(coupling(x), expected, strict=True):
+            assert torch.equal(ours, theirs), packing
+        for view, values in zip(coupling._scale_and_shift(made, x), (scale, shift), strict=True):
+            assert view.untyped_storage().data_ptr() == made.untyped_storage().data_ptr()
+            assert torch.equal(view, values)
+
+
+def test_context_reaches_the_conditioner():
+    net = ConvResidualNet(2, 4, hidden=8, blocks=1, context_features=3)
+    nn.init.normal_(net.output.weight)
+    coupling = AffineCoupling(net)
+    x, context = torch.randn(5, 4, 3, 3), torch.randn(5, 3)
+    z, log_det = coupling(x, context)
+    assert (z != coupling(x, -context)[0])[:, 2:].all()
+    back, log_det = coupling.inverse(z, context, log_det)
+    torch.testing.assert_close(back, x)
+    assert torch.equal(log_det, torch.zeros(5))
+
+
+def test_a_conditional_map_of_all_channels():
+    """With nothing passive, the context alone makes scale and shift."""
+    net = nn.Linear(3, 8)
+    coupling = AffineCoupling(lambda passive, context: net(context), Split.halves(passive=0))
+    x, context = torch.randn(5, 4), torch.randn(5, 3)
+    torch.testing.assert_close(coupling.inverse(coupling(x, context)[0], context)[0], x)
+
+
+def test_initialize_starts_the_conditioner():
+    coupling = AffineCoupling(ConvResidualNet(2, 4, hidden=8, blocks=1))
+    coupling.initialize(torch.randn(16, 4, 3, 3))
+    assert coupling.conditioner.norm.initialized
+
+
+def test_default_map_is_invertible_in_float32_whatever_the_conditioner_says():
+    """Eight layers whose raw scales have a standard deviation of 5 come back to 4 digits, and log_det stays finite."""
+    layers = []
+    for index in range(8):
+        net = nn.Linear(8, 16)
+        nn.init.normal_(net.weight, std=5 / 8**0.5)
+        layers.append(AffineCoupling(net, Split.halves("second" if index % 2 else "first")))
+    start = torch.randn(256, 16)
+    x, log_det = start, None
+    for layer in layers:
+        x, log_det = layer(x, log_det=log_det)
+    assert x.isfinite().all()
+    assert log_det.isfinite().all()
+
+
+def test_gain_is_learned():
+    given = torch.full((2,), 0.5)
+    coupling = make_coupling(Split.halves(), (4,), ScaleMap("tanh", gain=given))
+    assert isinstance(coupling.gain, nn.Parameter)
+    z, log_det = coupling(torch.randn(8, 4))
+    (z.sum() + log_det.sum()).backward()
+    assert coupling.gain.grad.abs().min() > 0
+    with torch.no_grad():
+        coupling.gain.add_(1)
+    assert torch.equal(given, torch.full((2,), 0.5))
+    assert (coupling(torch.randn(8, 4))[1] != log_det).all()
+    shared = nn.Parameter(given)
+    assert make_coupling(Split.halves(), (4,), ScaleMap("tanh", gain=shared)).gain is shared
+    assert make_coupling(Split.halves(), (4,), ScaleMap("tanh")).gain is None
+
+
+def test_state_dict_carries_gain_and_mask():
+    shape = (2, 4, 4)
+    masks = [torch.rand(shape) < 0.5 for _ in range(2)]
+    one, other = (make_coupling(Split.mask(mask), shape, ScaleMap("tanh", gain=torch.rand(2))) for mask in masks)
+    x = torch.randn(3, *shape)
+    assert set(one.state_dict()) == {"gain", "mask", "conditioner.weight", "conditioner.bias"}
+    other.load_state_dict(one.state_dict())
+    for ours, theirs in zip(other(x), one(x), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(masks[1], other.split.passive_mask)
+    assert set(make_coupling(Split.halves(), (4,)).state_dict()) == {"conditioner.weight", "conditioner.bias"}
+
+
+def test_one_split_serves_many_modules():
+    """Each has a mask of its own, so that a checkpoint format without aliases can hold them."""
+    board = Split.checkerboard((1, 4, 4))
+    one, other = make_coupling(board, (1, 4, 4)), make_coupling(board, (1, 4, 4))
+    assert one.mask.data_ptr() != other.mask.data_ptr()
+
+
+@pytest.mark.parametrize("split", every_split((3, 4, 4)), ids=repr)
+def test_copies_compute_the_same(split):
+    shape = (3, 4, 4)
+    coupling = make_coupling(split, shape, ScaleMap("tanh", gain=torch.rand(split.active_channels(3))))
+    x = torch.randn(2, *shape)
+    saved = io.BytesIO()
+    torch.save(coupling, saved)
+    saved.seek(0)
+    for same in (copy.deepcopy(coupling), pickle.loads(pickle.dumps(coupling)), torch.load(saved, weights_only=False)):
+        assert same.gain is not coupling.gain
+        for ours, theirs in zip(same(x), coupling(x), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("split", every_split((4, 5, 6)), ids=repr)
+def test_channels_last_stays_channels_last(split):
+    coupling = make_coupling(split, (4, 5, 6)).to(memory_format=torch.channels_last)
+    x = torch.randn(3, 4, 5, 6)
+    z, _ = coupling(x.to(memory_format=torch.channels_last))
+    assert z.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(z, coupling(x)[0])
+    assert split.passive_part(x.to(memory_format=torch.channels_last)).stride(3) > 1
+
+
+@pytest.mark.parametrize("split", [Split.halves(), Split.interleaved("even"), Split.checkerboard((6,))], ids=repr)
+def test_autocast_runs_the_conditioner_in_bfloat16_and_the_coupling_in_float32(split):
+    """z and log_det are what float64 arithmetic makes of the bfloat16 parameters, to float32 rounding."""
+    coupling = make_coupling(split, (6,))
+    made = []
+    coupling.conditioner.register_forward_hook(lambda module, inputs, output: made.append(output))
+    x = torch.randn(512, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, log_det = coupling(x)
+        back, _ = coupling.inverse(z)
+    assert made[0].dtype == torch.bfloat16
+    assert (z.dtype, log_det.dtype) == (torch.float32, torch.float32)
+
+    def formulas(dtype):
+        scale, shift = made[0].to(dtype).chunk(2, dim=1)
+        return eager(x.to(dtype), scale, shift, scale_map=coupling.scale_map, mask=coupling.mask,
+                     active=split.active_slice(6))  # fmt: skip
+
+    for ours, single, truth in zip((z, log_det), formulas(torch.float32), formulas(torch.float64), strict=True):
+        assert_three_way(ours, single, truth)
+    torch.testing.assert_close(back, x)
+
+
+def test_half_precision_model():
+    for dtype in (torch.bfloat16, torch.float16):
+        coupling = make_coupling(Split.checkerboard((2, 4, 4)), (2, 4, 4)).to(dtype)
+        x = torch.randn(3, 2, 4, 4, dtype=dtype, requires_grad=True)
+        z, log_det = coupling(x)
+        (z.float().square().sum() + log_det.sum()).backward()
+        assert (z.dtype, log_det.dtype, x.grad.dtype) == (dtype, torch.float32, dtype)
+        assert coupling.mask.dtype == torch.bool
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("split", [Split.halves(), Split.checkerboard((4, 3, 3))], ids=repr)
+def test_compiles_into_one_graph(split):
+    torch.compiler.reset()
+    gain = torch.rand(split.active_channels(4))
+    coupling = make_coupling(split, (4, 3, 3), ScaleMap("tanh", gain=gain), packing="shift_scale_interleaved")
+    x = torch.randn(5, 4, 3, 3)
+
+    def loss(module):
+        z, log_det = module(x)
+        return z.square().sum() + log_det.sum()
+
+    expected = torch.autograd.grad(loss(coupling), list(coupling.parameters()))
+    compiled = torch.compile(coupling, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(loss(compiled), list(coupling.parameters())), expected)
+    inverse = torch.compile(coupling.inverse, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(inverse(coupling(x)[0].detach())[0], x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_per_sample_gradients():
+    coupling = make_coupling(Split.halves(), (4,), ScaleMap("tanh", gain=torch.rand(2)))
+    parameters = {name: parameter.detach() for name, parameter in coupling.named_parameters()}
+    x = torch.randn(3, 4)
+
+    def loss(parameters, row):
+        z, log_det = torch.func.functional_call(coupling, parameters, (row[None],))
+        return z.square().sum() - log_det.sum()
+
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for index, row in enumerate(x):
+        coupling.zero_grad()
+        loss(dict(coupling.named_parameters()), row).backward()
+        for name, parameter in coupling.named_parameters():
+            torch.testing.assert_close(each[name][index], parameter.grad)
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        coupling = make_coupling(Split.checkerboard((2, 4, 4)), (2, 4, 4), ScaleMap("tanh", gain=torch.ones(2)))
+        parallel = nn.parallel.DistributedDataParallel(coupling)
+        z, log_det = parallel(torch.randn(3, 2, 4, 4))
+        (z.square().sum() + log_det.sum()).backward()
+        assert all(parameter.grad is not None for parameter in coupling.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_empty_batch():
+    for shape in ((4,), (4, 3, 3)):
+        for split in every_split(shape):
+            x = torch.zeros(0, *shape)
+            z, log_det = make_coupling(split, shape)(x)
+            assert (z.shape, log_det.shape) == (x.shape, (0,))
+
+
+def test_repr():
+    assert repr(AffineCoupling(nn.Linear(2, 4))) == (
+        "AffineCoupling(\n"
+        "  Split.halves(active='second'), ScaleMap('sigmoid', bias=2.0, eps=0.001, shift_first=True),"
+        " packing='scale_shift'\n"
+        "  (conditioner): Linear(in_features=2, out_features=4, bias=True)\n"
+        ")"
+    )
+    assert "gain" not in repr(make_coupling(Split.halves(), (4,), ScaleMap("tanh", gain=torch.ones(2))))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: AffineCoupling(None), TypeError, "AffineCoupling: conditioner is NoneType, expected an nn.Module"),
+        (lambda: AffineCoupling(nn.Identity(), "halves"), TypeError, "AffineCoupling: split is str, expected a Split"),
+        (lambda: AffineCoupling(nn.Identity(), scale_map="exp"), TypeError, "AffineCoupling: scale_map is str, expec"),
+        (lambda: AffineCoupling(nn.Identity(), packing="halves"), ValueError, "AffineCoupling: packing is 'halves', "),
+    ],
+)
+def test_bad_settings(build, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        build()
+
+
+x = torch.zeros(4, 6)
+additive = ScaleMap("additive")
+
+
+@pytest.mark.parametrize(
+    ("made", "settings", "x", "message"),
+    [
+        (x[:, :4], {}, x, "AffineCoupling: conditioner returned shape (4, 4), expected scale_shift, of shape (4, 6) for"
+                          " the 3 active of 6 channels of x (4, 6)"),
+        (x[:1], {}, x, "conditioner returned shape (1, 6), expected scale_shift, of shape (4, 6)"),
+        ((x, x), {}, x, "conditioner returned (shape (4, 6), shape (4, 6)), expected the pair (scale, shift), each of"
+                        " shape (4, 3)"),
+        ((x,), {}, x, "conditioner returned (shape (4, 6)), expected the pair"),
+        (None, {}, x, "conditioner returned NoneType, expected scale_shift, of shape (4, 6)"),
+        (x, {"scale_map": additive}, x, "conditioner returned shape (4, 6), expected the shift of shape (4, 3)"),
+        (x, {}, torch.zeros(6), "AffineCoupling: x has shape (6,), expected [B, C, *spatial]"),
+        (x, {}, torch.zeros(4, 1), "Split.halves(active='second'): x has 1 channel(s), expected at least 2"),
+        (x, {"split": Split.interleaved()}, torch.zeros(4, 1), "x has 1 channel(s), expected at least 2"),
+        (x, {"split": Split.halves(passive=6)}, x, "x has 6 channel(s), expected at least 7"),
+        (x, {"split": Split.checkerboard((5,))}, x, "Split.checkerboard(shape=(5,), parity=0): a sample has shape (6,),"
+                                                    " expected (5,)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_bad_input(made, settings, x, message, direction):
+    coupling = AffineCoupling(lambda passive: made, **settings)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(coupling, direction)(x)
+
+
+def test_shapes_are_checked_before_any_data():
+    assert make_coupling(Split.halves(), (4, 3, 3)).output_shape((4, 3, 3)) == (4, 3, 3)
+    with pytest.raises(ValueError, match="x has 1 channel"):
+        AffineCoupling(nn.Identity()).output_shape((1, 28, 28))
+    with pytest.raises(ValueError, match="a sample has shape"):
+        make_coupling(Split.checkerboard((1, 4, 4)), (1, 4, 4)).output_shape((1, 8, 8))
