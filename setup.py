@@ -37,16 +37,19 @@ class CMakeBuild(build_ext):
             raise SetupError("fastflow: torch is not installed in the environment that builds the native library. pip "
                              "hides yours unless told otherwise; run: pip install --no-build-isolation .")
         build = ROOT / self.get_finalized_command("build").build_base / "native"
-        subprocess.run([
-            tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DTORCH_DIR={torch.submodule_search_locations[0]}", *shlex.split(os.environ.get("CMAKE_ARGS", "")),
-        ], check=True)
-        subprocess.run([tool("cmake"), "--build", build], check=True)
+        self._cmake(
+            "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DTORCH_DIR={torch.submodule_search_locations[0]}", *shlex.split(os.environ.get("CMAKE_ARGS", "")))
+        self._cmake("--build", build)
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(target.name + ".new")  # replaced in one step: the old one may be in use
         shutil.copy2(build / "_C.abi3.so", fresh)
         fresh.replace(target)
+
+    def _cmake(self, *arguments: object) -> None:
+        if subprocess.run([tool("cmake"), *arguments]).returncode != 0:
+            raise SetupError("fastflow: the native build failed, as CMake says above")
 
 
 # Without a compiler the package installs all the same and computes by its references.

@@ -1,6 +1,7 @@
 """Normalizing flows for semi-supervised learning, with fused CPU and CUDA kernels."""
 
+from fastflow import models, nn, ops
 from fastflow._backend import backend, backends
 
 __version__ = "0.1.0"
-__all__ = ["backend", "backends"]
+__all__ = ["backend", "backends", "models", "nn", "ops"]

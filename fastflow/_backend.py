@@ -35,6 +35,12 @@ _forced = _checked(os.environ.get("FASTFLOW_BACKEND", "auto"), "FASTFLOW_BACKEND
 _library.load()
 
 
+def _constant_to_the_compiler(function: Callable) -> Callable:
+    """torch.compiler.assume_constant_result without its import of Dynamo, which takes longer than that of torch."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 def forced() -> str | None:
     """The backend that the user asked for; None when the choice is automatic."""
     return _forced
@@ -132,7 +138,7 @@ def _warn_unproved(name: str) -> None:
                   stacklevel=2)
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_the_compiler
 def launcher(op: str, name: str) -> Callable:
     """What runs the kernel of `op` that belongs to "triton" or "cuda". Triton is imported here, on the first use."""
     if name == "triton":
@@ -147,7 +153,7 @@ def require(op: str, name: str, device_type: str) -> None:
         raise RuntimeError(f"{op}: backend {name!r} was asked for and {problem}")
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_the_compiler
 def _problem(op: str, name: str, device_type: str) -> str | None:
     current = state(name)
     if current.status == "unavailable":
