@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastflow.bench.cases import SCALE_MAPS, Case
-from fastflow.bench.inputs import Inputs, Normal
+from fastflow.bench.inputs import Inputs, Normal, OpProviders
 from fastflow.ops import ScaleMap, affine_coupling
 
 Call = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-LIMITED = {"nflows": ("sigmoid", "additive"), "normflows": ("exp", "sigmoid", "additive")}
 
 
 def inputs(case: Case, provider: str, device: str) -> Inputs:
@@ -135,4 +134,8 @@ def normflows(case: Case, given: Inputs) -> Call:
     return call
 
 
-CALLS = {"fastflow": fastflow, "eager": eager, "nflows": nflows, "normflows": normflows}
+PROVIDERS = OpProviders(
+    inputs,
+    calls={"fastflow": fastflow, "eager": eager, "nflows": nflows, "normflows": normflows},
+    limited={"nflows": ("sigmoid", "additive"), "normflows": ("exp", "sigmoid", "additive")},
+)

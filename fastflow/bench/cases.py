@@ -14,7 +14,7 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `shape` is the op's own (see its entry in OPS), `variant` its flavour, dtype that of every tensor."""
+    """One measurement. `shape` and `variant` are the op's own (see its entry in OPS); one dtype for every tensor."""
 
     op: str
     shape: tuple[int, ...]
@@ -73,9 +73,9 @@ class OpCases:
     variants: tuple[str, ...]
     directions: tuple[str, ...]
     traffic: Callable[[Case], tuple[int, int]]
-    targets: Callable[[Case], dict[str, float]]
     quick: tuple[tuple[tuple[int, ...], str, str], ...]
-    full: Callable[[Case], bool]
+    full: Callable[[Case], bool] = lambda case: case.dtype == "float32"
+    targets: Callable[[Case], dict[str, float]] = lambda case: {}
 
 
 # Scale maps of affine_coupling by their settings; "tanh" also learns a gain for each channel.
@@ -141,14 +141,40 @@ def _affine_coupling_full(case: Case) -> bool:
         return case.variant == "sigmoid" and case.shape in (_IMAGE, _TABULAR_LARGE)
     return case.dtype == "float32" and (case.variant in ("sigmoid", "tanh") or case.shape in (_TABULAR, _IMAGE))
 
+
+def _bijection_traffic(case: Case, parameters: int, flops: int) -> tuple[int, int]:
+    """Of an op that maps x to z by `parameters` numbers, with `flops` an element. Backward reads the gradient of z and
+    what was saved, and writes the gradients of x and of the parameters."""
+    width, elements, log_det_bytes = BYTES[case.dtype], case.elements, 4 * case.shape[0]
+    total = width * (2 * elements + parameters) + 2 * log_det_bytes
+    if case.direction == "forward+backward":
+        return total + width * (3 * elements + 2 * parameters) + log_det_bytes, 3 * flops * elements
+    return total, flops * elements
+
+
+def classes(case: Case) -> int:
+    """How many classes the case scores."""
+    return int(case.variant.removeprefix("classes="))
+
+
+def _gaussian_class_scores_traffic(case: Case) -> tuple[int, int]:
+    """z [B, D] and the class parameters in, scores [B, K] out; 4 flops for each row, class and feature. Backward: all
+    that and the gradient of the scores in, the gradients of z and of the parameters out."""
+    (rows, features), width, count = case.shape, BYTES[case.dtype], classes(case)
+    read, written = rows * features + count * (2 * features + 1), rows * count
+    flops = 4 * rows * count * features
+    if case.direction == "forward+backward":
+        return width * (3 * read + 2 * written), 3 * flops
+    return width * (read + written), flops
+
+
 OPS = {
-    # shape: the transformed half; x has twice its channels
+    # shape: the transformed half; x has twice its channels. Variant: the scale map
     "affine_coupling": OpCases(
         shapes=((256, 32), _TABULAR, (64, 12, 16, 16), _IMAGE, (16384, 196), _TABULAR_LARGE, (65536, 784)),
         variants=tuple(SCALE_MAPS),
         directions=DIRECTIONS,
         traffic=_affine_coupling_traffic,
-        targets=_affine_coupling_targets,
         quick=(
             ((256, 32), "sigmoid", "forward"), (_TABULAR, "sigmoid", "forward"), (_TABULAR, "sigmoid", "inverse"),
             (_TABULAR, "sigmoid", "forward+backward"), (_IMAGE, "sigmoid", "forward"), (_IMAGE, "tanh", "forward"),
@@ -156,6 +182,28 @@ OPS = {
             (_TABULAR_LARGE, "sigmoid", "forward+backward"),
         ),
         full=_affine_coupling_full,
+        targets=_affine_coupling_targets,
+    ),
+    "act_norm": OpCases(
+        shapes=((4096, 128), (256, 24, 14, 14)), variants=("shift+scale",), directions=DIRECTIONS,
+        traffic=lambda case: _bijection_traffic(case, parameters=2 * case.shape[1], flops=2),
+        quick=(((256, 24, 14, 14), "shift+scale", "forward"),),
+    ),
+    "channel_mix": OpCases(
+        shapes=((256, 24, 14, 14),), variants=("full",), directions=DIRECTIONS,
+        traffic=lambda case: _bijection_traffic(case, parameters=case.shape[1] ** 2, flops=2 * case.shape[1]),
+        quick=(((256, 24, 14, 14), "full", "forward"),),
+    ),
+    # shape: [B, D] latents; the variant says how many classes
+    "gaussian_class_scores": OpCases(
+        shapes=((4096, 64), (4096, 196)), variants=("classes=10", "classes=100"),
+        directions=("forward", "forward+backward"), traffic=_gaussian_class_scores_traffic,
+        quick=(((4096, 196), "classes=10", "forward"),),
+    ),
+    "logit": OpCases(
+        shapes=((256, 1, 28, 28),), variants=("alpha=0.05",), directions=DIRECTIONS,
+        traffic=lambda case: _bijection_traffic(case, parameters=0, flops=9),
+        quick=(((256, 1, 28, 28), "alpha=0.05", "forward"),),
     ),
 }
 
@@ -186,5 +234,6 @@ def select(pattern: str | None = None, op: str | None = None, direction: str | N
               if (pattern is None or fnmatch(case.name, f"*{pattern}*")) and op in (None, case.op)
               and direction in (None, case.direction)]
     if not chosen:
-        raise ValueError(f"bench: no case matches {pattern or op or direction!r}, names look like {quick_cases()[0].name}")
+        wanted = " ".join(filter(None, (pattern, op, direction)))
+        raise ValueError(f"no case matches {wanted!r}, expected part of a name like {quick_cases()[0].name}")
     return chosen

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
 
-    commands.add_parser("serving", help="print which backend serves each kind of call here")
+    serving = commands.add_parser("serving", help="print which backend serves each kind of call here")
+    serving.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", metavar="PATTERN", help="any case whose name has this, like 4096x64/sigmoid or tanh")
     parser.add_argument("--direction", choices=cases.DIRECTIONS, help="only this direction")
     parser.add_argument("--provider", action="append", choices=providers.RIVALS, metavar="NAME",
-                        help=f"compare with this one, repeatable: {', '.join(providers.RIVALS)} (default: all but aoti)")
+                        help=f"rival, repeatable: {', '.join(providers.RIVALS)} (default: all but aoti)")
     parser.add_argument("--threads", type=_thread_counts, default=default_threads(), metavar="N,N",
                         help="CPU threads, default 1 and 2")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -77,10 +78,8 @@ def _measure(args: argparse.Namespace, memory: bool) -> list[dict]:
 
     chosen = cases.select(args.case, args.op, args.direction, args.full)
     rivals = args.provider or providers.DEFAULT_RIVALS
-    counts = args.threads if args.device == "cpu" else args.threads[:1]
-    seconds = args.seconds or SECONDS["full" if args.full else "quick"]
     results, section = [], None
-    for result in run(chosen, rivals, counts, device=args.device, seconds=seconds, memory=memory):
+    for result in run(chosen, rivals, args.threads, device=args.device, seconds=args.seconds, memory=memory):
         if section != (result["op"], result["threads"]):
             section = result["op"], result["threads"]
             print(f"\n{result['op']}, {args.device}, {result['threads']} thread(s), malloc {malloc.description()}")
@@ -91,12 +90,19 @@ def _measure(args: argparse.Namespace, memory: bool) -> list[dict]:
     return results
 
 
-def _prepare(args: argparse.Namespace) -> None:
+def _check_device(device: str) -> None:
     import torch
 
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, expected cpu: torch sees no CUDA device here")
-    if not args.default_malloc:
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    _check_device(args.device)
+    args.seconds = args.seconds or SECONDS["full" if args.full else "quick"]
+    if args.device == "cuda":
+        args.threads = args.threads[:1]
+    if args.device == "cpu" and not args.default_malloc:
         malloc.ensure_tuned()
 
 
@@ -111,12 +117,14 @@ def _run(args: argparse.Namespace) -> None:
 
 def _record(args: argparse.Namespace) -> None:
     from fastflow.bench import record
+    from fastflow.bench.run import machine_rates
 
     folder = record.folder(args.folder)
     commit = record.commit(args.commit)
     _prepare(args)
     results = _measure(args, memory=True)
-    path = record.write(folder, results, commit=commit, device=args.device, tests=not args.no_tests)
+    rates = machine_rates(args.threads, args.device, args.seconds)
+    path = record.write(folder, results, rates, commit=commit, device=args.device, tests=not args.no_tests)
     print(f"wrote {path}")
 
 
@@ -135,7 +143,8 @@ def _compare(args: argparse.Namespace) -> None:
 def _serving(args: argparse.Namespace) -> None:
     from fastflow.bench.serving import markdown, observe
 
-    print(markdown(observe()))
+    _check_device(args.device)
+    print(markdown(observe(args.device)))
 
 
 _COMMANDS = {"run": _run, "record": _record, "report": _report, "compare": _compare, "serving": _serving}

@@ -1,6 +1,7 @@
 """What a measured call gets: tensors from a fixed seed, and the gradients that come back."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +20,16 @@ class Inputs:
     def tracked(self) -> tuple[Tensor, ...]:
         """The leaves, from now on recorded by autograd."""
         return tuple(leaf.requires_grad_() for leaf in self.leaves if leaf is not None)
+
+
+@dataclass(frozen=True)
+class OpProviders:
+    """How each provider computes one op: `inputs(case, provider, device)`, and `calls` {provider: (case, inputs) -> the
+    function of those arguments}. `limited` names the variants of a provider that does not have them all."""
+
+    inputs: Callable[[Case, str, str], Inputs]
+    calls: dict[str, Callable[[Case, Inputs], Callable]]
+    limited: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Normal:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastflow.bench import affine_coupling
+from fastflow.bench import affine_coupling, plain_ops
 from fastflow.bench.cases import Case
 from fastflow.bench.inputs import Inputs
 
 RIVALS = ("compile", "aoti", "eager", "normflows", "nflows")
 DEFAULT_RIVALS = ("compile", "eager", "normflows", "nflows")
-_OPS = {"affine_coupling": affine_coupling}
+_OPS = {"affine_coupling": affine_coupling.PROVIDERS, **plain_ops.PROVIDERS}
 
 
 def serves(provider: str, case: Case) -> bool:
@@ -22,7 +22,7 @@ def serves(provider: str, case: Case) -> bool:
     op = _OPS[case.op]
     if provider in ("compile", "aoti"):
         return provider == "compile" or case.direction != "forward+backward"
-    return provider in op.CALLS and case.variant in op.LIMITED.get(provider, (case.variant,))
+    return provider in op.calls and case.variant in op.limited.get(provider, (case.variant,))
 
 
 def prepare(provider: str, case: Case, device: str = "cpu") -> Callable[[], tuple[Tensor, ...]]:
@@ -33,11 +33,11 @@ def prepare(provider: str, case: Case, device: str = "cpu") -> Callable[[], tupl
     op = _OPS[case.op]
     given = op.inputs(case, provider, device)
     if provider == "compile":
-        call = _compiled(op.eager(case, given))
+        call = _compiled(op.calls["eager"](case, given))
     elif provider == "aoti":
-        call = _ahead_of_time(op.eager(case, given), given)
+        call = _ahead_of_time(op.calls["eager"](case, given), given)
     else:
-        call = op.CALLS[provider](case, given)
+        call = op.calls[provider](case, given)
     if case.direction != "forward+backward":
         return partial(call, *given.arguments)
     leaves, grads = given.tracked(), given.grads

@@ -5,12 +5,14 @@ from dataclasses import asdict
 
 import torch
 
+from fastflow import _backend
+from fastflow.bench import serving
 from fastflow.bench.cases import Case
 from fastflow.bench.providers import prepare, serves
 from fastflow.bench.timing import measure, peak_memory, threads
 
-COPY_BYTES = 512 * 2**20
-MATRIX = 2048
+# bytes moved by the copy and size of the square matrices that measure a device
+RATES = {"cpu": (2**28, 1024), "cuda": (2**31, 8192)}
 
 
 def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[int], *, device: str = "cpu",
@@ -19,13 +21,19 @@ def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[in
 
     A result holds the case's fields, `threads`, `bytes` and `flops` (minimum), `copy_seconds` (a copy of that many
     bytes, half read, half written), `providers` {name: seconds, spread, blocks, and with `memory` peak_bytes},
-    `disturbance` and `targets`.
+    `disturbance`, `targets`, and `backend`, the one that served this library's call: on CUDA its kernel, proved or not.
     """
     cases = list(cases)
     for count in thread_counts:
-        with threads(count):
-            for case in cases:
-                yield _measured(case, rivals, count, device, seconds, memory)
+        for case in cases:
+            with threads(count), _backend.backend(_kernel_of(case.op, device)):
+                result = _measured(case, rivals, count, device, seconds, memory)
+            yield result
+
+
+def _kernel_of(op: str, device: str) -> str:
+    # The automatic choice would measure the reference until a record, which is being made here, proves the kernel.
+    return serving.ops()[op].on_cuda if device == "cuda" and op in serving.ops() else _backend.forced() or "auto"
 
 
 def _measured(case: Case, rivals: Iterable[str], count: int, device: str, seconds: float, memory: bool) -> dict:
@@ -37,9 +45,12 @@ def _measured(case: Case, rivals: Iterable[str], count: int, device: str, second
     if memory:
         for name, call in calls.items():
             providers[name]["peak_bytes"] = peak_memory(call, device)
+    with serving.watch(device) as served:
+        calls["fastflow"]()
     targets = case.targets if torch.device(device).type == "cpu" else {}
     return {
         **asdict(case), "size": case.size, "regime": case.regime, "threads": count, "device": device,
+        "backend": served.get(case.op, "plain PyTorch"),
         "bytes": case.bytes, "flops": case.flops, "copy_seconds": copy.seconds, "providers": providers,
         "targets": {name: ratio for name, ratio in targets.items() if name in providers},
         "disturbance": asdict(disturbance) | {"reason": disturbance.reason},
@@ -54,13 +65,14 @@ def copy_call(size: int, device: str = "cpu") -> Callable[[], torch.Tensor]:
 
 
 def machine_rates(thread_counts: Iterable[int], device: str = "cpu", seconds: float = 1.0) -> dict[str, dict]:
-    """{threads: copy_bytes_per_second (512 MB), matrix_flops_per_second (float32, 2048^3)} measured here and now."""
-    left, right = (torch.randn(MATRIX, MATRIX, device=device) for _ in range(2))
+    """{threads: {copy_bytes_per_second, matrix_flops_per_second}} of a large copy and a float32 product, here and now."""
+    moved, size = RATES[device]
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
     rates = {}
     for count in thread_counts:
         with threads(count):
-            calls = {"copy": copy_call(COPY_BYTES, device), "matrix": lambda: torch.mm(left, right)}
+            calls = {"copy": copy_call(moved, device), "matrix": lambda: torch.mm(left, right)}
             timings, _ = measure(calls, seconds, device)
-        rates[str(count)] = {"copy_bytes_per_second": COPY_BYTES / timings["copy"].seconds,
-                             "matrix_flops_per_second": 2 * MATRIX**3 / timings["matrix"].seconds}
+        rates[str(count)] = {"copy_bytes_per_second": moved / timings["copy"].seconds,
+                             "matrix_flops_per_second": 2 * size**3 / timings["matrix"].seconds}
     return rates

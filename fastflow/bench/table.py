@@ -27,8 +27,7 @@ def row(result: dict, rivals: Iterable[str]) -> str:
         *(f"{_rival(result, name):>{RIVAL_WIDTH}}" for name in rivals),
     ]
     line = "  ".join(cells)
-    reason = result["disturbance"]["reason"]
-    return f"{line}\n    not quiet: {reason}" if reason else line
+    return f"{line}\n    not quiet: {result['disturbance']['reason']}" if _busy(result) else line
 
 
 def _rival(result: dict, name: str) -> str:
@@ -38,7 +37,12 @@ def _rival(result: dict, name: str) -> str:
     target = result["targets"].get(name)
     if target is None:
         return f"{ratio:.2f}"
-    return f"{ratio:.2f} {'>=' if ratio >= target else '<'} {target:g} {'ok' if ratio >= target else 'MISS'}"
+    met = ratio >= target
+    return f"{ratio:.2f} {'>=' if met else '<'} {target:g} {'?' if _busy(result) else 'ok' if met else 'MISS'}"
+
+
+def _busy(result: dict) -> bool:
+    return bool(result["disturbance"]["reason"])
 
 
 def speed_over(result: dict, rival: str) -> float:
@@ -47,17 +51,14 @@ def speed_over(result: dict, rival: str) -> float:
 
 
 def verdict(results: list[dict]) -> str:
-    """How many of the targets were met; misses on a busy machine prove nothing and are counted apart."""
-    judged = [(speed_over(result, rival) >= target, bool(result["disturbance"]["reason"]))
+    """How many targets were met and missed; one measured on a busy machine is undecided."""
+    judged = [("undecided (not quiet)" if _busy(result) else "met" if speed_over(result, rival) >= target else "missed")
               for result in results for rival, target in result["targets"].items()]
-    met, noisy = sum(ok for ok, _ in judged), sum(not ok and busy for ok, busy in judged)
-    missed = len(judged) - met
-    return f"{met} of {len(judged)} targets met, {missed} missed" + (f" ({noisy} while not quiet)" if noisy else "")
+    counts = ", ".join(f"{judged.count(what)} {what}" for what in ("met", "missed", "undecided (not quiet)"))
+    return f"{len(judged)} targets: {counts}"
 
 
 def duration(seconds: float) -> str:
     """Three digits and a unit."""
-    for unit, size in (("s", 1), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            break
+    unit, size = ("s", 1) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("us", 1e-6)
     return f"{seconds / size:.3g} {unit}"

@@ -63,7 +63,8 @@ def measure(calls: dict[str, Callable[[], object]], seconds: float, device: str 
     """Times all calls in turn, a block each, round after round for about `seconds`, after a warm-up.
 
     On one CPU thread the clock is that thread's CPU time: the wall's on a quiet machine, and without what other
-    processes took on a busy one. With more threads, which wait for each other, it is the wall's. A disturbed measurement is repeated, up to ATTEMPTS times; the least disturbed one is returned with its witness.
+    processes took on a busy one. With more threads, which wait for each other, it is the wall's. A disturbed
+    measurement is repeated, up to ATTEMPTS times; the least disturbed one is returned with its witness.
     """
     block = _stopwatch(device)
     counts = {name: _calls_a_block(call, block) for name, call in calls.items()}

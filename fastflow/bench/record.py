@@ -1,0 +1,123 @@
+"""Records: what was measured, on what, from which sources, and which tests were green there."""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from fastflow import __version__, _backend, _proof
+from fastflow.bench import cases, malloc
+
+ROOT = Path(__file__).parents[2]
+_PACKAGES = ("torch", "triton", "numpy")
+
+
+def folder(given: Path | None) -> Path:
+    """Where records go. Raises ValueError if that is not a folder, as in an installed package without --folder."""
+    path = given or ROOT / "benchmarks" / "records"
+    if not path.is_dir():
+        raise ValueError(f"folder is {path}, expected one that exists; --folder names another")
+    return path
+
+
+def commit(given: str | None) -> str:
+    """The commit of these sources, "-dirty" if they differ from it. Raises ValueError if nothing says it."""
+    if given:
+        return given
+    try:
+        revision = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", "fastflow", "kernels", "csrc")
+    except (OSError, subprocess.CalledProcessError):
+        raise ValueError("commit is unknown here, expected --commit SHA where there is no .git") from None
+    return revision + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def write(where: Path, results: list[dict], rates: dict, *, commit: str, device: str, tests: bool) -> Path:
+    """Adds machine, versions, sources and tests to what was measured; writes <device>-<UTC time>.json into `where`."""
+    now = datetime.now(UTC)
+    described = describe_device(device)
+    content = {
+        "time": now.isoformat(timespec="seconds"), "commit": commit, "device": described, "versions": versions(),
+        "malloc": malloc.description() if device == "cpu" else None,
+        "backends": {name: state.status for name, state in _backend.backends().items()},
+        "sources": _proof.sources(),
+        "tests": {"gpu" if device == "cuda" else "cpu": run_tests(device)} if tests else {},
+        "rates": rates, "results": results,
+    }
+    name = "".join(c if c.isalnum() else "-" for c in described["name"]).strip("-").lower()
+    path = where / f"{name}-{now:%Y%m%dT%H%M%SZ}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def describe_device(device: str) -> dict:
+    """Name, and what else decides a time: driver and compute capability, or cores and instruction set."""
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties()
+        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                                check=True, capture_output=True, text=True).stdout.split()[0]
+        return {"type": "cuda", "name": properties.name, "driver": driver, "memory_bytes": properties.total_memory,
+                "capability": f"{properties.major}.{properties.minor}", "l2_bytes": properties.L2_cache_size}
+    names = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
+    return {"type": "cpu", "name": names[0] if names else platform.machine(), "driver": None, "cores": len(names),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(), "kernel": platform.release()}
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def versions() -> dict[str, str | None]:
+    """Of fastflow, Python, CUDA as torch was built, and the packages that decide a time."""
+    found = {"fastflow": __version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def run_tests(device: str) -> dict[str, int]:
+    """{passed, failed, skipped} of `pytest -m gpu`, or of the measured ops' tests on a CPU; a failed collection fails.
+
+    Raises ValueError in an installed package, which has no tests.
+    """
+    if not (ROOT / "tests").is_dir():
+        raise ValueError(f"tests are not in {ROOT}, expected a checkout; --no-tests records without them")
+    chosen = ["-m", "gpu", "tests"] if device == "cuda" else _op_tests()
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--junitxml={report}", *chosen]
+        subprocess.run(command, cwd=ROOT, check=False)
+        return count_tests(report)
+
+
+def _op_tests() -> list[str]:
+    return sorted(str(path) for op in cases.OPS for path in (ROOT / "tests").glob(f"test_{op}*.py"))
+
+
+def count_tests(report: Path) -> dict[str, int]:
+    """{passed, failed, skipped} of a junit file; errors count as failed, and so does a file that is not there."""
+    if not report.exists():
+        return {"passed": 0, "failed": 1, "skipped": 0}
+    suites = ElementTree.parse(report).getroot().iter("testsuite")
+    totals = {key: 0 for key in ("tests", "failures", "errors", "skipped")}
+    for suite in suites:
+        for key in totals:
+            totals[key] += int(suite.get(key, 0))
+    failed = totals["failures"] + totals["errors"]
+    return {"passed": totals["tests"] - failed - totals["skipped"], "failed": failed, "skipped": totals["skipped"]}

@@ -1,0 +1,196 @@
+"""The serving table: which backend serves each kind of call here, found by making the call and watching who ran.
+
+Watching: Python reports every function it enters. A call that enters an op's reference was served by the reference,
+however it got there; one that enters a Triton launcher, by Triton; one that is handed to the dispatcher, where a native
+kernel is registered for the device, and enters neither, by that kernel.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from itertools import product
+from pkgutil import iter_modules
+
+import torch
+from torch import Tensor
+
+import fastflow.ops
+from fastflow import _backend
+from fastflow.bench.cases import SCALE_MAPS
+from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
+from fastflow.ops._define import Op
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Who served one kind of call: `backend` is "reference", "cpu", "triton", "cuda", or "views" if none was needed."""
+
+    op: str
+    variant: str
+    layout: str
+    dtype: str
+    direction: str
+    backend: str
+
+
+@cache
+def ops() -> dict[str, Op]:
+    """Every op that has a dispatcher entry, by name."""
+    modules = [import_module(f"fastflow.ops.{module.name}") for module in iter_modules(fastflow.ops.__path__)]
+    return {value.name: value for module in modules for value in vars(module).values() if isinstance(value, Op)}
+
+
+@contextmanager
+def watch(device: str = "cpu") -> Iterator[dict[str, str]]:
+    """Yields {op: backend} of the calls made inside the block, complete when the block ends. Needs CPython."""
+    references = {op.reference.__code__: name for name, op in ops().items()}
+    launchers = _triton_launchers()
+    dispatched, served = set(), {}
+
+    def notice(frame, event: str, argument: object) -> None:
+        if event != "call":
+            return
+        if frame.f_code is torch._ops.OpOverload.__call__.__code__:
+            overload = frame.f_locals["self"]
+            if overload.namespace == "fastflow":
+                dispatched.add(overload._opname)
+            elif overload.namespace == "fastflow_cuda":
+                served[overload._opname] = "cuda"
+        elif frame.f_code in references:
+            served[references[frame.f_code]] = "reference"
+        elif frame.f_code in launchers:
+            served[launchers[frame.f_code]] = "triton"
+
+    before = sys.getprofile()
+    # The engine would run a CUDA tensor's backward in a thread of its own, out of sight.
+    with torch.autograd.set_multithreading_enabled(False):
+        sys.setprofile(notice)
+        try:
+            yield served
+        finally:
+            sys.setprofile(before)
+    for name in dispatched - served.keys():
+        if device != "cpu" or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow::{name}", "CPU"):
+            raise RuntimeError(f"{name}: the dispatcher took the call, and nothing that is known here ran on {device}")
+        served[name] = "cpu"
+
+
+def _triton_launchers() -> dict:
+    if _backend.state("triton").status == "unavailable":
+        return {}
+    return {_backend.launcher(name, "triton").__code__: name for name, op in ops().items() if op.on_cuda == "triton"}
+
+
+LAYOUTS = (
+    "[B, D]", "[B, C, H, W]", "channels_last", "all channels", "interleaved", "mask", "broadcast mask", "strided",
+    "transposed", "offset", "interleaved parameters", "stride 0 parameters",
+)
+# dtype of x, dtype of scale and shift
+DTYPES = {
+    "float64": (torch.float64, torch.float64), "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16), "float16": (torch.float16, torch.float16),
+    "float32 / bfloat16": (torch.float32, torch.bfloat16), "float32 / float16": (torch.float32, torch.float16),
+    "bfloat16 / float32": (torch.bfloat16, torch.float32), "float64 / float32": (torch.float64, torch.float32),
+}
+DIRECTIONS = ("forward", "inverse", "backward", "inverse backward")
+_ROWS, _CHANNELS, _SPACE = 5, 6, (3, 5)
+
+
+def observe(device: str = "cpu") -> Iterator[Cell]:
+    """Makes every kind of call of every op that has a kernel; yields who served each."""
+    yield from observe_affine_coupling(device)
+    yield from observe_gaussian_class_scores(device)
+
+
+def observe_affine_coupling(device: str = "cpu") -> Iterator[Cell]:
+    """Every scale map with either shift order, layout, dtype and direction."""
+    for kind, shift_first, layout, dtype, direction in product(SCALE_MAPS, (False, True), LAYOUTS, DTYPES, DIRECTIONS):
+        inverse, backward = direction.startswith("inverse"), direction.endswith("backward")
+        x, scale, shift, where = _arguments(layout, *DTYPES[dtype], device)
+        gain = torch.ones(shift.shape[1], device=device) if kind == "tanh" else None
+        scale_map = ScaleMap(kind, gain=gain, shift_first=shift_first, **SCALE_MAPS[kind])
+        scale = None if kind == "additive" else scale
+        leaves = [leaf.requires_grad_(backward) for leaf in (x, scale, shift) if leaf is not None]
+        with watch(device) as served:
+            outputs = affine_coupling(x, scale, shift, scale_map=scale_map, inverse=inverse, **where)
+            if backward:
+                torch.autograd.grad(outputs[0].sum(), leaves)
+        backend = served["affine_coupling"]
+        if backward:  # autograd differentiates a reference by itself
+            backend = served.get("affine_coupling_backward", "reference" if backend == "reference" else "views")
+        variant = f"{kind}, shift first" if shift_first else kind
+        yield Cell("affine_coupling", variant, layout, dtype, direction, backend)
+
+
+def _arguments(layout: str, x_dtype: torch.dtype, dtype: torch.dtype, device: str) -> tuple:
+    """x, scale, shift in the layout's memory, and how the call names the active part."""
+    space = () if layout == "[B, D]" else _SPACE
+    whole = layout in ("all channels", "mask", "broadcast mask")
+    active = _CHANNELS if whole else _CHANNELS // 2
+    place = _PLACES.get(layout, Tensor.contiguous)
+    x = place(torch.randn(_ROWS, _CHANNELS, *space, device=device).to(x_dtype))
+    if layout == "interleaved parameters":
+        packed = torch.randn(_ROWS, 2 * active, *space, device=device).to(dtype)
+        shift, scale = packed[:, 0::2], packed[:, 1::2]
+    else:
+        scale, shift = (place(torch.randn(_ROWS, active, *space, device=device).to(dtype)) for _ in range(2))
+    if layout == "stride 0 parameters":
+        scale, shift = scale[:1, :, :1].expand_as(scale), shift[:, :, :1].expand_as(shift)
+    if layout == "interleaved":
+        return x, scale, shift, {"active": slice(1, None, 2)}
+    if "mask" in layout:
+        mask = torch.rand(_CHANNELS if layout == "mask" else 1, *space, device=device) < 0.5
+        return x, scale, shift, {"mask": mask}
+    return x, scale, shift, {} if whole else {"active": slice(active, None)}
+
+
+def _strided(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, -1)[..., ::2]
+
+
+def _offset(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+_PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": _strided,
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "offset": _offset,
+}
+
+
+def observe_gaussian_class_scores(device: str = "cpu") -> Iterator[Cell]:
+    """Every dtype and form of the standard deviations. Its backward is plain PyTorch on every device."""
+    for (layout, shape), dtype in product({"[K, D] scales": (3, 6), "[1, D] scales": (1, 6)}.items(), DTYPES):
+        x_dtype, parameter_dtype = DTYPES[dtype]
+        z, means, log_scales, log_prior = (
+            torch.randn(size, device=device) for size in ((_ROWS, 6), (3, 6), shape, (3,)))
+        with watch(device) as served:
+            gaussian_class_scores(z.to(x_dtype), *(p.to(parameter_dtype) for p in (means, log_scales, log_prior)))
+        yield Cell("gaussian_class_scores", "", layout, dtype, "forward", served["gaussian_class_scores"])
+
+
+def markdown(cells: Iterable[Cell]) -> str:
+    """A line for each op and layout, a column for each dtype of x (/ of its parameters). A cell names the backend of
+    all variants and directions, or says which of them another one serves."""
+    cells = list(cells)
+    lines = ["| op, layout | " + " | ".join(DTYPES) + " |", "|---" * (len(DTYPES) + 1) + "|"]
+    for op, layout in dict.fromkeys((cell.op, cell.layout) for cell in cells):
+        columns = [[c for c in cells if (c.op, c.layout, c.dtype) == (op, layout, dtype)] for dtype in DTYPES]
+        lines.append(f"| {op} {layout} | " + " | ".join(map(_summary, columns)) + " |")
+    if any(cell.backend == "views" for cell in cells):
+        lines += ["", "The gradients of an additive coupling are views of the incoming ones: no kernel."]
+    plain = [name for name in fastflow.ops.__all__ if name.islower() and name not in {cell.op for cell in cells}]
+    return "\n".join([*lines, "", f"No kernel of their own: {', '.join(plain)}."])
+
+
+def _summary(cells: list[Cell]) -> str:
+    kernels = Counter(cell.backend for cell in cells if cell.backend != "views")
+    usual = kernels.most_common(1)[0][0]
+    others = {f"{c.backend}: {c.variant} {c.direction}" for c in cells if c.backend not in (usual, "views")}
+    return "; ".join([usual, *sorted(others)])
