@@ -86,6 +86,22 @@ def test_one_graph_serves_every_batch_size():
     assert counter.frame_count == 1
 
 
+def test_forcing_a_backend_changes_the_compiled_graph():
+    torch.compiler.reset()
+    targets = []
+
+    def record(graph, example_inputs):
+        targets.append([node.target for node in graph.graph.nodes])
+        return graph
+
+    inputs = make_inputs((4, 6), "sigmoid", split="second", dtype=torch.float32)
+    compiled = torch.compile(affine_coupling, fullgraph=True, backend=record)
+    for name in ("auto", "reference", "auto"):
+        with backend(name):
+            torch.testing.assert_close(compiled(**inputs), affine_coupling(**inputs))
+    assert [torch.ops.fastflow.affine_coupling.default in graph for graph in targets] == [True, False]
+
+
 def test_exports_as_one_node_with_any_batch_size():
     class Model(torch.nn.Module):
         def forward(self, x, scale, shift):

@@ -49,4 +49,4 @@ class Op:
 
 def under_transform() -> bool:
     """Whether a `torch.func` transform or forward-mode AD is active: then the differentiable reference serves."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
