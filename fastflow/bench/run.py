@@ -32,8 +32,10 @@ def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[in
 
 
 def _kernel_of(op: str, device: str) -> str:
-    # The automatic choice would measure the reference until a record, which is being made here, proves the kernel.
-    return serving.ops()[op].on_cuda if device == "cuda" and op in serving.ops() else _backend.forced() or "auto"
+    # On CUDA the automatic choice is the reference until a record, such as the one being made here, proves the kernel.
+    kernel = serving.ops()[op].on_cuda if device == "cuda" and op in serving.ops() else None
+    usable = kernel is not None and _backend.state(kernel).status != "unavailable"
+    return kernel if usable else _backend.forced() or "auto"
 
 
 def _measured(case: Case, rivals: Iterable[str], count: int, device: str, seconds: float, memory: bool) -> dict:
@@ -65,7 +67,7 @@ def copy_call(size: int, device: str = "cpu") -> Callable[[], torch.Tensor]:
 
 
 def machine_rates(thread_counts: Iterable[int], device: str = "cpu", seconds: float = 1.0) -> dict[str, dict]:
-    """{threads: {copy_bytes_per_second, matrix_flops_per_second}} of a large copy and a float32 product, here and now."""
+    """{threads: {copy_bytes_per_second, matrix_flops_per_second}} of a large copy and a float32 product, here, now."""
     moved, size = RATES[device]
     left, right = (torch.randn(size, size, device=device) for _ in range(2))
     rates = {}
