@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -87,6 +88,18 @@ def test_wheel_holds_what_is_imported_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in names} == {"fastflow", wheel.name.split("-cp")[0] + ".dist-info"}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastflow").rglob("*.py")}
     assert sources <= set(names)
+
+
+def test_source_distribution_holds_what_the_build_needs(tmp_path):
+    result = _run(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path,
+                  cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    needed = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()] + [*(ROOT / "kernels").rglob("*.py")]
+    assert {path.relative_to(ROOT).as_posix() for path in needed} <= names
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
 
 
 def test_wheel_computes_natively_from_elsewhere_and_says_nothing(environment):
