@@ -1,7 +1,7 @@
 """Large tensors on a CPU are timed with an allocator that keeps its pages, or page faults decide the comparison.
 
-By default glibc returns every block above 32 MB to the system, and the next call faults all its pages in again: eager
-PyTorch, which allocates most, can lose a factor of ten to that, and a ratio measured so would flatter fused code.
+By default glibc returns every block above 32 MB to the system, and the next call faults all its pages in again. Eager
+PyTorch, which allocates most, loses most by that: a ratio measured so would flatter fused code.
 """
 
 import os
