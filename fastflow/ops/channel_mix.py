@@ -47,7 +47,7 @@ def _triangles(factors: PLU) -> tuple[Tensor, Tensor]:
     """L and U with their diagonals, float64."""
     lower, upper, log_scale, sign = (value.double() for value in factors[1:])
     unit = torch.eye(lower.shape[0], dtype=torch.float64, device=lower.device)
-    return lower.tril(-1) + unit, upper.triu(1) + torch.diag(sign * log_scale.exp())
+    return lower.tril(-1) + unit, upper.triu(1) + unit * (sign * log_scale.exp())
 
 
 def matrix(weight: Tensor | PLU, inverse: bool) -> tuple[Tensor, Tensor]:
