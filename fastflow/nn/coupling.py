@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ PACKINGS = ("scale_shift", "shift_scale", "scale_shift_interleaved", "shift_scal
 _HALVES = Split.halves()
 # Bounded above, so that no stack of layers overflows, and below by eps, so that no inverse layer stretches more than
 # 1000-fold, within float16. Adding the shift first keeps the relative round-trip error of a layer at rounding level for
-# any scale, and lets backward work from the output in every storage dtype. bias 2 starts near the identity (c = 0.88).
+# any scale. bias 2 starts a conditioner whose output is zero near the identity (c = 0.88).
 _SIGMOID = ScaleMap("sigmoid", bias=2.0, eps=1e-3, shift_first=True)
 
 
@@ -38,8 +39,8 @@ class AffineCoupling(Bijection):
     Source: Dinh et al. 2017, "Density estimation using Real NVP", equations 4 to 9.
     """
 
-    def __init__(self, conditioner: nn.Module, split: Split = _HALVES, scale_map: ScaleMap = _SIGMOID, *,
-                 packing: str = "scale_shift") -> None:
+    def __init__(self, conditioner: Callable[..., Tensor | tuple[Tensor, Tensor]], split: Split = _HALVES,
+                 scale_map: ScaleMap = _SIGMOID, *, packing: str = "scale_shift") -> None:
         super().__init__()
         if not callable(conditioner):
             raise TypeError(f"AffineCoupling: conditioner is {type(conditioner).__name__}, expected an nn.Module")
