@@ -1,0 +1,65 @@
+"""Launch configurations as data: pure functions of the shape and of the device's number of multiprocessors."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from triton import cdiv, next_power_of_2
+
+# 128 threads of 8 elements, 4 in float64: two 128-bit accesses an array and thread, one in 16-bit storage.
+THREADS = 128
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A tile of block_rows x block_features elements, and how many programs share the rows and the features."""
+
+    block_rows: int
+    block_features: int
+    num_warps: int
+    row_programs: int
+    feature_programs: int
+
+
+def row_reduction(rows: int, features: int, itemsize: int, multiprocessors: int) -> Launch:
+    """For a kernel that reduces every row over its features.
+
+    A program owns whole rows and loops over their features where the rows keep every multiprocessor busy; otherwise
+    `feature_programs` programs share a row, and their partial results are summed afterwards.
+    """
+    block_rows, block_features, num_warps = _tile(rows, features, itemsize, multiprocessors)
+    row_programs = cdiv(rows, block_rows)
+    feature_programs = 1
+    if rows < multiprocessors:
+        feature_programs = min(cdiv(features, block_features), cdiv(2 * multiprocessors, row_programs))
+    return Launch(block_rows, block_features, num_warps, row_programs, feature_programs)
+
+
+def column_reduction(rows: int, features: int, itemsize: int, multiprocessors: int, reduces: bool) -> Launch:
+    """For an elementwise kernel which, if it `reduces`, also reduces every feature over the rows.
+
+    Then a program loops over rows with a stride of `row_programs`, few enough that the partial results stay small.
+    """
+    block_rows, block_features, num_warps = _tile(rows, features, itemsize, multiprocessors)
+    row_programs, feature_programs = cdiv(rows, block_rows), cdiv(features, block_features)
+    if reduces:
+        row_programs = min(row_programs, cdiv(8 * multiprocessors, feature_programs))
+    return Launch(block_rows, block_features, num_warps, row_programs, feature_programs)
+
+
+def _tile(rows: int, features: int, itemsize: int, multiprocessors: int) -> tuple[int, int, int]:
+    """(block_rows, block_features, num_warps): 256 features and as many rows as leave work for every multiprocessor."""
+    elements = THREADS * 8 if itemsize < 8 else THREADS * 4
+    padded = next_power_of_2(features)
+    block_rows = max(1, elements // min(padded, 256))
+    while block_rows > 1 and cdiv(rows, block_rows) < multiprocessors:
+        block_rows //= 2
+    block_features = min(padded, elements // block_rows)
+    per_warp = 32 * elements // THREADS
+    return block_rows, block_features, max(1, block_rows * block_features // per_warp)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """The number of multiprocessors; 4 for Triton's interpreter on the CPU, so that small tests take every path."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -1,0 +1,59 @@
+"""The scale maps of `fastflow.ops.affine_coupling.ScaleMap`, for Triton kernels."""
+
+import triton
+import triton.language as tl
+
+from .numerics import atan, exp, log, log1p, tanh
+
+# Indices in fastflow.ops.affine_coupling.KINDS.
+ADDITIVE, EXP, SIGMOID, SOFTPLUS, TANH, CLAMP_ATAN, CLAMP_TANH, CLAMP_SIGMOID, SOFT_CLIP = map(tl.constexpr, range(9))
+
+
+@triton.jit
+def scale_map(s, gain, KIND: tl.constexpr, BIAS: tl.constexpr, EPS: tl.constexpr, CLAMP: tl.constexpr,
+              INVERSE: tl.constexpr):
+    """(log c, the factor c or for the inverse 1/c, d log c / ds) of the raw scale s; gain None stands for 1."""
+    if KIND == SIGMOID or KIND == SOFTPLUS:  # noqa: SIM109, Triton does not compile `in`
+        a = s + BIAS
+        e = exp(-tl.abs(a))
+        larger = 1.0 / (1.0 + e)
+        smaller = e * larger
+        sigmoid = tl.where(a >= 0, larger, smaller)
+        if KIND == SIGMOID:
+            complement = tl.where(a >= 0, smaller, larger)
+            c = sigmoid + EPS
+            if EPS == 0:  # c underflows where log c does not
+                log_c = tl.where(a < 0, a, 0.0) - log1p(e)
+                slope = complement
+            else:
+                log_c = log(c)
+                slope = sigmoid * complement / c
+        else:
+            c = tl.where(a > 0, a, 0.0) + log1p(e) + EPS
+            log_c = log(c)
+            slope = sigmoid / c
+        factor = 1.0 / c if INVERSE else c
+    else:
+        if KIND == EXP:
+            log_c = s
+            slope = tl.full(s.shape, 1.0, s.dtype)
+        elif KIND == CLAMP_ATAN:
+            log_c = CLAMP * 0.636 * atan(s)
+            slope = CLAMP * 0.636 / (1.0 + s * s)
+        elif KIND == SOFT_CLIP:
+            shrink = 1.0 / (1.0 + tl.abs(s) * (1.0 / CLAMP))
+            log_c = s * shrink
+            slope = shrink * shrink
+        elif KIND == CLAMP_SIGMOID:
+            t = tanh(0.5 * s)
+            log_c = CLAMP * t
+            slope = 0.5 * CLAMP * (1.0 - t * t)
+        else:
+            t = tanh(s)
+            log_c = CLAMP * t
+            slope = CLAMP * (1.0 - t * t)
+            if gain is not None:
+                log_c = gain * t
+                slope = gain * (1.0 - t * t)
+        factor = exp(-log_c if INVERSE else log_c)
+    return log_c, factor, slope
