@@ -66,7 +66,7 @@ def test_instruction_set_beyond_the_cpu_is_refused_where_it_is_asked_for():
             "x = torch.ones(2, 4)\naffine_coupling(x, x, x, scale_map=ScaleMap())")
     result = _run(code, FASTFLOW_CPU_ISA="avx1024")
     assert "unavailable" in result.stdout
-    assert "RuntimeError: FASTFLOW_CPU_ISA is avx1024, expected baseline, avx2 or avx512" in result.stderr
+    assert "FASTFLOW_CPU_ISA is avx1024, expected baseline, avx2 or avx512" in result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what only a machine without CUDA lacks")
