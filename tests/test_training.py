@@ -168,12 +168,15 @@ def advance(state, steps):
     return state.tensors()
 
 
+def copy_of(parts):
+    return {part: {key: value.clone() for key, value in tensors.items()} for part, tensors in parts.items()}
+
+
 @pytest.mark.parametrize("name", ["adamax", "adamw"])
 def test_state_goes_on_bit_for_bit(name):
     config = OptimizerConfig(name=name, ema=0.9, weight_decay=0.1)
     state, copy = TrainingState(TinyFlow(4, 16, 3), config), TrainingState(TinyFlow(4, 16, 3), config)
-    saved = {part: {key: value.clone() for key, value in tensors.items()} for part, tensors in advance(state, 3).items()}
-    copy.load(3, saved)
+    copy.load(3, copy_of(advance(state, 3)))
     whole, resumed = advance(state, 2), advance(copy, 2)
     assert set(whole) == {"model", "average", "trainer"}
     for part, tensors in whole.items():

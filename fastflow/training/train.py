@@ -63,6 +63,7 @@ class SeedRun:
         """Goes on from the latest checkpoint, or starts; then metrics.jsonl is first cut back to `position`."""
         torch.manual_seed(self.seed)
         model = build_model(self.config.model, self.data).to(self.device)
+        prune(self.checkpoints, self.config.keep)
         newest = latest(self.checkpoints)
         if newest is None:
             if self.config.pretrained:
