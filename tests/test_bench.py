@@ -200,6 +200,7 @@ def test_a_row_says_time_bandwidth_ratio_and_verdict():
     noisy = table.row(made_up(80e-6, 200e-6, "spread 40%"), ["compile"])
     assert "2.50 < 3 ?" in noisy
     assert noisy.endswith("not quiet: spread 40%")
+    assert "served by the reference" in table.row(made_up(80e-6, 320e-6) | {"backend": "reference"}, ["compile"])
 
 
 def test_columns_stand_under_their_names():

@@ -48,7 +48,13 @@ def test_a_record_holds_what_makes_it_evidence(recorded):
     assert content["rates"]["1"]["copy_bytes_per_second"] > 1e8
     assert content["rates"]["1"]["matrix_flops_per_second"] > 1e8
     assert content["tests"] == {}
-    assert content["results"][0]["providers"]["fastflow"]["peak_bytes"] > 0
+    (result,), rates = content["results"], content["rates"]["1"]
+    measured = result["providers"]["fastflow"]
+    assert measured["peak_bytes"] > 0
+    assert measured["copy_share"] == pytest.approx(
+        result["bytes"] / measured["seconds"] / rates["copy_bytes_per_second"])
+    assert measured["matrix_share"] == pytest.approx(
+        result["flops"] / measured["seconds"] / rates["matrix_flops_per_second"])
     stamp = content["time"].replace("-", "").replace(":", "").removesuffix("+0000") + "Z"
     assert recorded.name.endswith(f"-{stamp}.json")
 

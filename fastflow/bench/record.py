@@ -54,12 +54,24 @@ def write(where: Path, results: list[dict], rates: dict, *, commit: str, device:
         "backends": {name: state.status for name, state in _backend.backends().items()},
         "sources": _proof.sources(),
         "tests": {"gpu" if device == "cuda" else "cpu": run_tests(device)} if tests else {},
-        "rates": rates, "results": results,
+        "rates": rates, "results": [_with_shares(result, rates[str(result["threads"])]) for result in results],
     }
     name = "".join(c if c.isalnum() else "-" for c in described["name"]).strip("-").lower()
     path = where / f"{name}-{now:%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def _with_shares(result: dict, rates: dict) -> dict:
+    """Each provider's minimum bytes and flops a second, as shares of the device's large copy and matrix product."""
+    providers = {
+        name: provider | {
+            "copy_share": result["bytes"] / provider["seconds"] / rates["copy_bytes_per_second"],
+            "matrix_share": result["flops"] / provider["seconds"] / rates["matrix_flops_per_second"],
+        }
+        for name, provider in result["providers"].items()
+    }
+    return result | {"providers": providers}
 
 
 def describe_device(device: str) -> dict:

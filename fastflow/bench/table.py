@@ -26,8 +26,12 @@ def row(result: dict, rivals: Iterable[str]) -> str:
         f"{result['copy_seconds'] / own['seconds']:>{WIDTHS['of copy']}.0%}",
         *(f"{_rival(result, name):>{RIVAL_WIDTH}}" for name in rivals),
     ]
-    line = "  ".join(cells)
-    return f"{line}\n    not quiet: {result['disturbance']['reason']}" if _busy(result) else line
+    lines = ["  ".join(cells)]
+    if result["backend"] == "reference":
+        lines.append("    served by the reference, not by a kernel")
+    if _busy(result):
+        lines.append(f"    not quiet: {result['disturbance']['reason']}")
+    return "\n".join(lines)
 
 
 def _rival(result: dict, name: str) -> str:
