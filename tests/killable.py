@@ -35,7 +35,7 @@ def _run(request: dict) -> int:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         if request.get("tiny"):
-            train.build_model = lambda config, data: TinyFlow(data.levels, 64, data.classes)
+            train.build_model = lambda config, shape, levels, classes: TinyFlow(levels, 64, classes)
         if "operation" in request:
             _arm(request["operation"])
         try:

@@ -8,20 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_flow import SMALL
 
 from fastflow.training.checkpoint import load_state
 from fastflow.training.record import read_metrics
-
-SMALL = {
-    "data": {"name": "digits", "monitor": 30},
-    "sampling": {"batch": 16, "shift": 1},
-    "optimizer": {"ema": 0.9, "clip": 10.0},
-    "device": "cpu",
-    "model": {
-        "trunk": {"kind": "vector", "scales": 2, "steps": 1, "hidden": 8, "dropout": 0.1},
-        "head": {"kind": "flow", "levels": 1, "steps": 1, "hidden": 8, "blocks": 1, "dropout": 0.1},
-    },
-}
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_flow import TinyFlow
+from tiny_flow import SMALL, TinyFlow
 
 from fastflow.data import ImageData, Split
-from fastflow.training.batches import Batches, shift_images
-from fastflow.training.config import LossConfig, OptimizerConfig, SamplingConfig, ScheduleConfig
+from fastflow.training.batches import Batches
+from fastflow.training.config import LossConfig, OptimizerConfig, ScheduleConfig, ViewConfig, parse_config
 from fastflow.training.evaluate import evaluate
-from fastflow.training.loss import likelihood_loss
+from fastflow.training.loss import likelihood_loss, view_loss
 from fastflow.training.optimizer import WeightAverage, build_optimizer, lr_factor
+from fastflow.training.randomness import VIEW, uniform
 from fastflow.training.state import TrainingState
+from fastflow.training.views import affine_views, normal_numbers
 
 CPU = torch.device("cpu")
 
@@ -26,9 +28,10 @@ def make_data(rows=60, classes=3, levels=4, size=(1, 4, 4)):
     return ImageData("made", levels, classes, images, labels, images[:30], labels[:30])
 
 
-def make_batches(seed=0, split=None, **sampling):
+def make_batches(seed=0, split=None, loss=None, **sampling):
     split = split or Split(np.arange(6), np.arange(6, 50), np.arange(50, 60))
-    return Batches(make_data(), split, SamplingConfig(**{"batch": 16} | sampling), seed, CPU)
+    config = SMALL | {"sampling": {"batch": 16} | sampling, "loss": loss or {}}
+    return Batches(make_data(), split, parse_config(config, "config"), seed, CPU)
 
 
 def test_loss_is_the_weighted_likelihood_and_cross_entropy():
@@ -95,30 +98,45 @@ def test_batches_without_labels_and_with_labels_only():
         make_batches(split=Split(everything, nothing, nothing), labelled=0.0)
 
 
-def test_shift_moves_each_image_by_its_own_way():
-    images = torch.randint(1, 9, (5, 2, 4, 6), dtype=torch.uint8)
-    moves = torch.tensor([[0, 0], [1, 0], [0, -2], [-1, 3], [2, 2]])
-    moved = shift_images(images, moves)
-    for image, (down, right), result in zip(images, moves.tolist(), moved, strict=True):
-        expected = torch.zeros_like(image)
-        for y in range(4):
-            for x in range(6):
-                if 0 <= y - down < 4 and 0 <= x - right < 6:
-                    expected[:, y, x] = image[:, y - down, x - right]
-        assert torch.equal(result, expected)
-    assert moved.dtype == torch.uint8
+def test_views_move_images_by_keyed_normal_numbers():
+    image = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
+    image[0, 0, 3, 5] = 7
+    still, shift = ViewConfig(rotation=0, shear=0, shift=0, zoom=0), ViewConfig(rotation=0, shear=0, shift=1, zoom=0)
+    numbers = torch.tensor([[1.0, 1.0, -2.0, 1.0, 1.0, 1.0]])
+    assert torch.equal(affine_views(image, numbers, still, levels=8), image)
+    moved = affine_views(image, numbers, shift, levels=8)
+    assert moved.nonzero().tolist() == [[0, 0, 2, 7]]
+    quarter = affine_views(image, torch.tensor([[1.0, 0, 0, 0, 0, 0]]), ViewConfig(rotation=90), levels=8)
+    assert torch.equal(quarter, image.rot90(1, (2, 3))) or torch.equal(quarter, image.rot90(-1, (2, 3)))
+    draws = normal_numbers(uniform((20000, 2), seed=0, stream=VIEW, step=0, rows=torch.arange(20000)))
+    assert abs(draws.mean()) < 0.02
+    assert abs(draws.std() - 1) < 0.02
+    assert normal_numbers(torch.tensor([0.0, 1 - 2.0**-24])).isfinite().all()
 
 
-def test_shifted_batches_reach_every_move():
-    plain, shifted = make_batches(batch=64), make_batches(batch=64, shift=1)
-    moves = set()
-    for step in range(4):
-        for before, after in zip(plain(step).images, shifted(step).images, strict=True):
-            ways = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)
-                    if torch.equal(shift_images(before[None], torch.tensor([[y, x]]))[0], after)]
-            assert ways
-            moves.update(ways)
-    assert len(moves) == 9
+def test_batches_have_views_where_the_loss_uses_them():
+    assert make_batches()(0).views is None
+    batches = make_batches(loss={"view": 1.0})
+    batch, again = batches(3), make_batches(loss={"view": 1.0})(3)
+    assert batch.views.dtype == torch.uint8
+    assert batch.views.shape == batch.images.shape
+    assert not torch.equal(batch.views, batch.images)
+    assert torch.equal(batch.views, again.views)
+    assert torch.equal(batch.images, make_batches()(3).images)
+    assert not torch.equal(batch.noise, batch.view_noise)
+
+
+def test_view_loss_is_cross_entropy_with_labels_and_with_the_row_itself():
+    scores, views = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    labels = torch.tensor([1, -1, -1, 2])
+    config = LossConfig(view=2.0, consistency=3.0, consistency_start=10, consistency_ramp=3)
+    labelled = torch.nn.functional.cross_entropy(views[[0, 3]], torch.tensor([1, 2]))
+    unlabelled = torch.nn.functional.cross_entropy(views[[1, 2]], scores[[1, 2]].softmax(1).detach())
+    for step, growth in ((9, 0.0), (10, 0.25), (12, 0.75), (13, 1.0), (99, 1.0)):
+        loss, _ = view_loss(scores, views, labels, config, step)
+        torch.testing.assert_close(loss, 2 * labelled + growth * 3 * unlabelled)
+    loss.backward()
+    assert scores.grad is None
 
 
 @pytest.mark.parametrize(

@@ -34,3 +34,17 @@ class TinyFlow(nn.Module):
     def _logit(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         v = 0.025 + 0.95 * dequantize(x, noise, levels=self.levels).flatten(1)
         return v.log() - (-v).log1p(), (math.log(0.95) - v.log() - (-v).log1p()).sum(1)
+
+
+SMALL = {  # a configuration that trains in a second
+    "data": {"name": "digits", "monitor": 30},
+    "model": {
+        "trunk": {"kind": "vector", "scales": 2, "steps": 1, "hidden": 8, "dropout": 0.1},
+        "head": {"kind": "flow", "levels": 1, "steps": 1, "hidden": 8, "blocks": 1, "dropout": 0.1},
+    },
+    "sampling": {"batch": 16},
+    "loss": {"classification": 1.0, "view": 1.0, "consistency": 1.0},
+    "optimizer": {"ema": 0.9, "clip": 10.0},
+    "steps": 4,
+    "device": "cpu",
+}

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from fastflow.data import ImageData, digits, mnist, npz
+from fastflow.data import ImageData, Split, digits, mnist, npz, split_rows
 from fastflow.models import SCNF, conditional_flow, conv_trunk, read_reference, vector_trunk
 from fastflow.nn import FlowClassHead, GaussianClassHead
 from fastflow.training.config import DataConfig, ModelConfig
@@ -17,6 +17,12 @@ def load_data(config: DataConfig) -> ImageData:
     return mnist(config.path) if config.name == "mnist" else npz(config.path, config.levels or 256)
 
 
+def split(data: ImageData, config: DataConfig, seed: int) -> Split:
+    """The rows that the label seed chooses."""
+    labels = data.train_labels.numpy()
+    return split_rows(labels, data.classes, config.labels, seed, config.monitor, config.hold_out)
+
+
 def choose_device(name: str) -> torch.device:
     """The device that "auto", "cpu" or "cuda" stands for. Raises ValueError for a CUDA that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -24,15 +30,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def build_model(config: ModelConfig, data: ImageData) -> SCNF:
-    """The untrained model for images of `data`'s shape. Raises ValueError if shape and architecture do not fit."""
+def build_model(config: ModelConfig, shape: tuple[int, int, int], levels: int, classes: int) -> SCNF:
+    """The untrained model for images of `shape` (C, H, W). Raises ValueError if shape and architecture do not fit."""
     make_trunk = {"conv": conv_trunk, "vector": vector_trunk}[config.trunk.kind]
-    trunk = make_trunk(data.shape, **config.trunk.model_dump(exclude={"kind"}))
+    trunk = make_trunk(shape, **config.trunk.model_dump(exclude={"kind"}))
     features = math.prod(trunk.last_shape)
     if config.head.kind == "gaussian":
-        return SCNF(trunk, GaussianClassHead(features, data.classes, prior=config.prior), data.levels)
-    flow = conditional_flow(features, data.classes, **config.head.model_dump(exclude={"kind"}))
-    return SCNF(trunk, FlowClassHead(flow, features, data.classes, prior=config.prior), data.levels)
+        return SCNF(trunk, GaussianClassHead(features, classes, prior=config.prior), levels)
+    flow = conditional_flow(features, classes, **config.head.model_dump(exclude={"kind"}))
+    return SCNF(trunk, FlowClassHead(flow, features, classes, prior=config.prior), levels)
 
 
 def load_pretrained(model: SCNF, path: str) -> None:

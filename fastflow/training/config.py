@@ -78,12 +78,31 @@ class ModelConfig(Section):
 class SamplingConfig(Section):
     batch: int = Field(256, ge=2)
     labelled: float = Field(0.5, ge=0)  # total weight of the labelled rows, the unlabelled weigh 1
-    shift: int = Field(0, ge=0)  # augmentation: every drawn image moves by up to so many pixels
+
+
+class ViewConfig(Section):
+    """Standard deviations of how an image moves into its view, see `affine_views`."""
+
+    rotation: float = Field(6.0, ge=0)  # degrees
+    shear: float = Field(6.0, ge=0)  # degrees
+    shift: float = Field(0.5, ge=0)  # pixels
+    zoom: float = Field(0.05, ge=0)  # fraction
 
 
 class LossConfig(Section):
-    labelled: float = Field(1.0, ge=0)  # weight of a labelled row's joint likelihood
-    classification: float = Field(0.0, ge=0)  # weight of the mean cross-entropy of labelled rows
+    """The likelihood, where a labelled row weighs `labelled`, plus class terms with these weights; see `loss.py`."""
+
+    labelled: float = Field(1.0, ge=0)
+    classification: float = Field(0.0, ge=0)  # cross-entropy of labelled rows
+    view: float = Field(0.0, ge=0)  # cross-entropy of the views of labelled rows
+    consistency: float = Field(0.0, ge=0)  # views of unlabelled rows should be classified as the rows are
+    consistency_start: int = Field(0, ge=0)  # steps without it
+    consistency_ramp: int = Field(0, ge=0)  # steps in which its weight then grows to the full one
+    views: ViewConfig = ViewConfig()
+
+    @property
+    def uses_views(self) -> bool:
+        return self.view > 0 or self.consistency > 0
 
 
 class OptimizerConfig(Section):

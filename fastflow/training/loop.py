@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fastflow.training.batches import Batch, Batches
 from fastflow.training.config import Config
-from fastflow.training.loss import likelihood_loss
+from fastflow.training.loss import likelihood_loss, view_loss
 from fastflow.training.optimizer import lr_factor, set_lr
 from fastflow.training.randomness import seed_dropout
 from fastflow.training.record import Recorder
@@ -24,8 +24,15 @@ Objective = Callable[[TrainingState, Batch, Config], tuple[Tensor, dict[str, Ten
 def likelihood(state: TrainingState, batch: Batch, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective of every exact system. Another objective is another function of this signature: it returns the
     scalar loss and what to log of it (0-d tensors, no gradient), and reads nothing back to the host."""
-    log_base, scores = state.model.class_scores(batch.images, noise=batch.noise)
-    return likelihood_loss(log_base, scores, batch.labels, config.loss)
+    if batch.views is None:
+        log_base, scores = state.model.class_scores(batch.images, noise=batch.noise)
+        return likelihood_loss(log_base, scores, batch.labels, config.loss)
+    images, noise = torch.cat([batch.images, batch.views]), torch.cat([batch.noise, batch.view_noise])
+    log_base, scores = state.model.class_scores(images, noise=noise)
+    rows = len(batch.images)
+    loss, parts = likelihood_loss(log_base[:rows], scores[:rows], batch.labels, config.loss)
+    more, more_parts = view_loss(scores[:rows], scores[rows:], batch.labels, config.loss, state.step)
+    return loss + more, parts | more_parts
 
 
 def fit(

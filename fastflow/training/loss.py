@@ -5,31 +5,53 @@ from torch import Tensor
 
 from fastflow.training.config import LossConfig
 
+Parts = dict[str, Tensor]
 
-def likelihood_loss(
-    log_base: Tensor, class_scores: Tensor, labels: Tensor, config: LossConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
+
+def likelihood_loss(log_base: Tensor, scores: Tensor, labels: Tensor, config: LossConfig) -> tuple[Tensor, Parts]:
     """Weighted mean of -log p(x, y) (labelled rows) and -log p(x) (label -1) in nats, plus the weighted cross-entropy.
 
-    `log_base` [B] and `class_scores` [B, K] as `model.class_scores` gives them, `labels` int64 [B]. Returns the scalar
-    loss and its detached parts, each 0-d: means over the labelled or the unlabelled rows of the batch, 0 where there is
+    `log_base` [B] and `scores` [B, K] as `model.class_scores` gives them, `labels` int64 [B]. Returns the scalar loss
+    and its detached parts, each 0-d: means over the labelled or the unlabelled rows of the batch, 0 where there is
     none. No value is read back to the host. Source: Atanov et al. 2019 (SCNF, arXiv 1905.00505).
     """
     known = labels >= 0
-    marginal = class_scores.logsumexp(1)
-    joint = class_scores.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+    marginal, joint = scores.logsumexp(1), _pick(scores, labels)
     log_prob = log_base + torch.where(known, joint, marginal)
     weights = torch.where(known, config.labelled, 1.0)
-    nll = -(weights * log_prob).sum() / weights.sum()
+    loss = -(weights * log_prob).sum() / weights.sum()
     cross_entropy = _mean(marginal - joint, known)
-    parts = {
-        "nll_labelled": _mean(-log_prob, known),
-        "nll_unlabelled": _mean(-log_prob, ~known),
-        "cross_entropy": cross_entropy,
-        "accuracy": _mean((class_scores.argmax(1) == labels).to(log_prob), known),
+    if config.classification:
+        loss = loss + config.classification * cross_entropy
+    return loss, {
+        "nll_labelled": _mean(-log_prob, known).detach(),
+        "nll_unlabelled": _mean(-log_prob, ~known).detach(),
+        "cross_entropy": cross_entropy.detach(),
+        "accuracy": _mean((scores.argmax(1) == labels).to(log_prob), known),
     }
-    loss = nll + config.classification * cross_entropy if config.classification else nll
-    return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def view_loss(
+    scores: Tensor, view_scores: Tensor, labels: Tensor, config: LossConfig, step: int
+) -> tuple[Tensor, Parts]:
+    """What `view_scores` [B, K], of moved copies of the rows, add to the loss: they should tell the rows' classes.
+
+    Labelled rows: cross-entropy with the label. Unlabelled rows: cross-entropy with p(y|x) of the row itself, taken as
+    given, from `consistency_start` on. Only posteriors enter, for a moved image is no draw from p(x).
+    """
+    known = labels >= 0
+    log_posterior = view_scores.log_softmax(1)
+    view = _mean(-_pick(log_posterior, labels), known)
+    consistency = _mean(-(scores.detach().softmax(1) * log_posterior).sum(1), ~known)
+    done = step - config.consistency_start
+    growth = 0.0 if done < 0 else min(1.0, (done + 1) / (config.consistency_ramp + 1))
+    loss = config.view * view + growth * config.consistency * consistency
+    return loss, {"view_cross_entropy": view.detach(), "consistency": consistency.detach()}
+
+
+def _pick(scores: Tensor, labels: Tensor) -> Tensor:
+    """scores[b, labels[b]], and anything where the label is -1."""
+    return scores.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
 
 
 def _mean(values: Tensor, rows: Tensor) -> Tensor:

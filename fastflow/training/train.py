@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import fastflow
-from fastflow.data import split_rows
 from fastflow.training.batches import Batches
-from fastflow.training.build import build_model, choose_device, load_data, load_pretrained
+from fastflow.training.build import build_model, choose_device, load_data, load_pretrained, split
 from fastflow.training.checkpoint import (
     FINAL,
     Checkpoint,
@@ -55,14 +54,14 @@ class SeedRun:
     def __init__(self, config: Config, folder: Path, data, seed: int, device: torch.device):
         self.config, self.folder, self.data, self.seed, self.device = config, folder, data, seed, device
         self.checkpoints, self.described = seed_folder(folder, seed), data.describe()
-        rows = config.data
-        self.split = split_rows(data.train_labels.numpy(), data.classes, rows.labels, seed, rows.monitor, rows.hold_out)
-        self.batches = Batches(data, self.split, config.sampling, seed, device)
+        self.split = split(data, config.data, seed)
+        self.batches = Batches(data, self.split, config, seed, device)
 
     def train(self, position: int, title: str, objective: Objective) -> None:
         """Goes on from the latest checkpoint, or starts; then metrics.jsonl is first cut back to `position`."""
         torch.manual_seed(self.seed)
-        model = build_model(self.config.model, self.data).to(self.device)
+        data = self.data
+        model = build_model(self.config.model, data.shape, data.levels, data.classes).to(self.device)
         prune(self.checkpoints, self.config.keep)
         newest = latest(self.checkpoints)
         if newest is None:
