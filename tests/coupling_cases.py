@@ -44,9 +44,14 @@ def eager(x, scale, shift, *, scale_map, active=None, mask=None, log_det=None, i
 
 
 def log_det_terms(inputs: dict) -> Tensor:
-    """For each row the sum of |log c|, and of the running log_det, in float64."""
+    """For each row the sum of |log c|, and of the running log_det: what its rounding is relative to, in float64.
+
+    Where log c is taken of a rounded c, that alone is an error of u, so such a term counts as at least 1.
+    """
     inputs = cast(inputs, torch.float64)
     terms = _eager_scale(inputs["scale"], inputs["shift"], inputs["scale_map"])[1].abs()
+    if inputs["scale_map"].kind in ("sigmoid", "softplus"):
+        terms = terms.clamp(min=1)
     if inputs["mask"] is not None:
         terms = torch.where(inputs["mask"], 0.0, terms)
     terms = terms.flatten(1).sum(1)
