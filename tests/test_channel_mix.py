@@ -92,6 +92,13 @@ def test_small_batches(rows, shape):
     assert log_det.shape == (rows,)
 
 
+def test_autocast_leaves_the_state_alone():
+    layer, x = _mixed(4, "full", torch.float32), torch.randn(3, 4, 5)
+    expected = layer(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x)[0], expected)
+
+
 def test_singular_matrix():
     assert channel_mix(torch.randn(2, 3), torch.zeros(3, 3))[1].isneginf().all()
     with pytest.raises(ValueError, match="plu: matrix is singular"):

@@ -56,6 +56,11 @@ def test_dropout_only_in_training(kind, spatial):
     assert torch.equal(net(x), net(x))
 
 
+def test_refuses_what_it_cannot_reflect():
+    with pytest.raises(ValueError, match=r"ConvResidualNet: x has shape \(2, 3, 4, 1\), expected at least 2 x 2"):
+        ConvResidualNet(3, 4, 8, 1)(torch.randn(2, 3, 4, 1))
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_small_batches(rows):
     assert ConvResidualNet(3, 4, 8, 1)(torch.randn(rows, 3, 4, 4)).shape == (rows, 4, 4, 4)

@@ -81,8 +81,10 @@ def test_gradients_are_the_references():
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_op(rows):
     z, means, log_scales, log_prior = _case(rows=rows, dtype=torch.float32)
-    for scales in (log_scales, log_scales[:1].expand(4, 6)):
-        torch.library.opcheck(torch.ops.fastflow.gaussian_class_scores.default, (z, means, scales, log_prior))
+    op = torch.ops.fastflow.gaussian_class_scores.default
+    for layout in LAYOUTS:
+        torch.library.opcheck(op, (relayout(z, layout), relayout(means, layout), log_scales, log_prior))
+    torch.library.opcheck(op, (z, means, log_scales[:1].expand(4, 6), log_prior))
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in Dynamo

@@ -6,10 +6,11 @@ import pytest
 import torch
 from bijections import scatter
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastflow.models import SCNF, ClassFlow, conditional_flow, conv_trunk
 from fastflow.nn import ConvResidualNet, FlowClassHead, FlowSequential, GaussianClassHead, Logit, ResidualMLP
-from fastflow.ops import uniform_noise
+from fastflow.ops import class_marginal, uniform_noise
 
 
 def _parameters(module: nn.Module) -> int:
@@ -230,7 +231,8 @@ def test_mass_is_one():
     (lambda m, x: m.log_prob(None), TypeError, "dequantize: x is NoneType"),
     (lambda m, x: SCNF.digits(trunk="dense"), ValueError, r"SCNF\.glow: trunk is 'dense', expected one of"),
     (lambda m, x: SCNF.digits(classes=0), ValueError, "ClassPrior: classes is 0"),
-    (lambda m, x: SCNF.glow((1, 7, 7), 17, 3), ValueError, r"layer \d+ \(Squeeze\) does not fit"),
+    (lambda m, x: SCNF.glow((1, 18, 9), 17, 3), ValueError, r"layer \d+ \(Squeeze\) does not fit"),
+    (lambda m, x: SCNF.glow((1, 7, 7), 17, 3), ValueError, "conv_trunk: image is 7 x 7, expected at least 8 x 8"),
     (lambda m, x: SCNF(FlowSequential([Logit()], (2,)), GaussianClassHead(3, 2), 17), ValueError,
      "SCNF: head describes 3 features, expected at most the trunk's 2"),
     (lambda m, x: SCNF(FlowSequential([Logit()], (2,)), GaussianClassHead(2, 2), 1), ValueError,
@@ -239,6 +241,32 @@ def test_mass_is_one():
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call(_small(), _batch(2)[0])
+
+
+@pytest.mark.parametrize("trunk", ["conv", "vector"])
+def test_forward_reads_no_value(trunk):
+    """Tensors without values raise where a device would have to synchronise."""
+    with FakeTensorMode():
+        model = SCNF.digits(trunk=trunk, scales=2)
+        x, noise = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.rand(4, 1, 8, 8)
+        labels = torch.zeros(4, dtype=torch.int64)
+        log_base, scores = model.class_scores(x, noise)
+        (log_base + class_marginal(scores, labels)).sum().backward()
+        assert model.embed(x, labels, noise)[1].shape == (4, model.head.features)
+        assert model.reconstruct(x, labels, labels, noise).shape == x.shape
+        assert uniform_noise((4, 5), seed=0, step=labels.sum(), rows=labels).shape == (4, 5)
+        with pytest.raises(DataDependentOutputException):
+            model.initialize(x, noise=noise)  # which does read: the flags and the variances
+
+
+def test_autocast_runs_only_the_conditioners_in_16_bits():
+    model, (x, noise) = _small(), _batch(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        z_aux, z_f, log_det = model._latents(x, noise)
+        log_prob = model.log_prob(x, noise)
+    assert z_aux.dtype == z_f.dtype == log_det.dtype == log_prob.dtype == torch.float32
+    exact = model.log_prob(x, noise)
+    assert (log_prob - exact).abs().max() < 0.01 * exact.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in Dynamo

@@ -43,6 +43,9 @@ def conv_trunk(image: Sequence[int], *, scales: int = 3, masked_steps: int = 3, 
     Source: Atanov et al. 2019 (SCNF, arXiv 1905.00505).
     """
     channels, height, width = image
+    if min(height, width) >> scales - 1 < 2:
+        raise ValueError(f"conv_trunk: image is {height} x {width}, expected at least {2**scales} x {2**scales} pixels "
+                         f"for {scales} scales")
     layers: list[nn.Module] = [Logit(alpha)]
 
     def net(inputs: int, outputs: int) -> ConvResidualNet:

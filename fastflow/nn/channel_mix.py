@@ -16,7 +16,7 @@ class ChannelMix(Bijection):
             "plu":  W = P L (U + diag(sign exp(log_scale))) with P and sign fixed; log|det| is a sum
     weight  the matrix to start from, by default the identity; with "plu" its permutation stays for good
 
-    x [B, channels, *spatial]. Raises ValueError for an unknown kind or a singular start.
+    x [B, channels, *spatial]. Raises ValueError for an unknown kind, or for "plu" of a singular matrix.
     Source: Kingma and Dhariwal 2018, "Glow", section 3.2.
     """
 
@@ -27,12 +27,11 @@ class ChannelMix(Bijection):
         weight = torch.eye(channels) if weight is None else weight.detach()
         if weight.shape != (channels, channels):
             raise ValueError(f"ChannelMix: weight has shape {tuple(weight.shape)}, expected {(channels, channels)}")
-        factors = plu(weight)
         self.channels, self.kind = channels, kind
         if kind == "full":
             self.weight = nn.Parameter(weight.clone())
             return
-        dtype = weight.dtype
+        factors, dtype = plu(weight), weight.dtype
         self.register_buffer("permutation", factors.permutation)
         self.register_buffer("sign", factors.sign.to(dtype))
         self.lower = nn.Parameter(factors.lower.to(dtype))

@@ -29,6 +29,8 @@ class ConvResidualNet(nn.Module):
         self.output = _zeroed(_reflecting_conv(hidden, out_channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if min(x.shape[2:]) < 2:
+            raise ValueError(f"ConvResidualNet: x has shape {tuple(x.shape)}, expected at least 2 x 2 pixels")
         if context is not None:
             x = torch.cat([x, context[..., None, None].expand(-1, -1, *x.shape[2:])], dim=1)
         return _residual_forward(self, x)

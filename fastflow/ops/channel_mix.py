@@ -98,5 +98,7 @@ def channel_mix(x: Tensor, weight: Tensor | PLU, *, log_det: Tensor | None = Non
     dtype = compute_dtype(x)
     mixing, log_abs_det = matrix(weight, inverse)
     mixing = mixing.to(dtype)
-    z = x.to(dtype) @ mixing.T if x.dim() == 2 else (mixing @ x.to(dtype).flatten(2)).view(x.shape)
+    # The state of a flow stays float32 where autocast runs its conditioners in 16 bits.
+    with torch.autocast(x.device.type, enabled=False):
+        z = x.to(dtype) @ mixing.T if x.dim() == 2 else (mixing @ x.to(dtype).flatten(2)).view(x.shape)
     return z.to(x.dtype), start + math.prod(x.shape[2:]) * log_abs_det.to(dtype)

@@ -25,6 +25,10 @@ def reference(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor) -
     return log_prior - energy - 0.5 * math.log(2 * math.pi) * z.shape[1]
 
 
+def _fallback(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor) -> Tensor:
+    return reference(z, means, log_scales, log_prior).contiguous()
+
+
 def _fake(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor) -> Tensor:
     return z.new_empty(z.shape[0], means.shape[0])
 
@@ -32,7 +36,7 @@ def _fake(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor) -> Te
 _scores = Op(
     "gaussian_class_scores",
     "(Tensor z, Tensor means, Tensor log_scales, Tensor log_prior) -> Tensor",
-    reference=reference, fallback=reference, fake=_fake, on_cuda="cuda",
+    reference=reference, fallback=_fallback, fake=_fake, on_cuda="cuda",
 )
 
 

@@ -19,8 +19,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four words of Philox-4x32 for each counter; words are held in int64 tensors, 0 .. 2^32 - 1."""
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor | int], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Four words of Philox-4x32-10 for each counter; words are held in int64 tensors, 0 .. 2^32 - 1."""
     a, b, c, d = counter
     k, m = key
     for _ in range(10):
@@ -58,7 +58,6 @@ def uniform_noise(shape: Sequence[int], *, seed: int, step: int | Tensor, rows: 
     elements = math.prod(shape[1:])
     blocks = torch.arange(-(-elements // 4), device=rows.device).expand(shape[0], -1)
     row = rows[:, None].expand_as(blocks)
-    step = torch.as_tensor(step, dtype=torch.int64, device=rows.device).expand_as(blocks)
     words = philox((blocks, row & _MASK, row >> 32 & _MASK, step & _MASK), (seed & _MASK, seed >> 32 & _MASK))
     values = torch.stack(words, dim=-1).flatten(1)[:, :elements]
     return ((values >> 8).to(dtype) * 2.0**-24).view(shape)
