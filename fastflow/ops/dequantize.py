@@ -13,7 +13,7 @@ from fastflow.ops._checks import bad_dtype, bad_shape, bad_type, check_device, c
 
 
 def dequantize(x: Tensor, noise: Tensor | None = None, *, levels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Continuous data [0, 1) from grey levels 0 .. levels - 1.
+    """Continuous data in [0, 1] from grey levels 0 .. levels - 1; exactly 1 only where float32 rounds to it.
 
     x      integers [B, ...], or floats in [0, 1], which pass unchanged as already dequantised
     noise  of x's shape, uniform in [0, 1); None: 1/2, the deterministic middle of every level
