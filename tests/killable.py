@@ -18,6 +18,7 @@ import torch._dynamo  # noqa: F401
 from tiny_flow import TinyFlow
 
 from fastflow.training import checkpoint, train
+from fastflow.training.build import load_data
 from fastflow.training.config import parse_config
 
 
@@ -39,7 +40,8 @@ def _run(request: dict) -> int:
         if "operation" in request:
             _arm(request["operation"])
         try:
-            train.train(parse_config(request["config"], "config"), Path(request["folder"]))
+            config = parse_config(request["config"], "config")
+            train.train(config, Path(request["folder"]), load_data(config.data))
         except Exception:
             traceback.print_exc()
             return 1

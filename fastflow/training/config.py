@@ -155,6 +155,8 @@ def load_config(path: str | os.PathLike, settings: list[str] | None = None) -> C
 
     Raises FileNotFoundError or ValueError: one line that names the file, the key, what came and what was expected.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

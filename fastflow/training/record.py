@@ -44,9 +44,12 @@ class Recorder:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl. Raises ValueError naming the first line that is not JSON."""
+    """The whole lines of a metrics.jsonl, for the last of a run under way may be torn.
+
+    Raises ValueError naming the first line that is not JSON.
+    """
     lines = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    for number, text in enumerate(path.read_text().split("\n")[:-1], 1):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError as error:

@@ -2,7 +2,26 @@
 
 import statistics
 
+import torch
+
+from fastflow.training.evaluate import evaluate
+from fastflow.training.restore import Restored
+
 COLUMNS = {"error": ("error %", ".2f"), "bits_per_dim": ("bits/dim", ".4f"), "cross_entropy": ("-log p(y|x)", ".4f")}
+
+
+def measure(run: Restored, split: str) -> dict:
+    """What `evaluate` says of a restored model on "test", "monitor" or "train" (all its labelled images), and "seed".
+
+    The noise is the training run's: the test set gives the very numbers that the run ended with.
+    """
+    data = run.load_data()
+    images, labels = (data.test_images, data.test_labels) if split == "test" else (data.train_images, data.train_labels)
+    rows = torch.tensor(run.monitor, dtype=torch.int64) if split == "monitor" else (labels >= 0).nonzero().flatten()
+    if len(rows) == 0:
+        raise ValueError(f"seed {run.seed}: no images to evaluate on; the run was trained with data.monitor = 0")
+    images, labels = images[rows].to(run.device), labels[rows].to(run.device)
+    return {"seed": run.seed, **evaluate(run.model, images, labels, levels=data.levels, seed=run.seed)}
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:

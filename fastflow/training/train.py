@@ -1,13 +1,15 @@
 """Training a run: its seeds one after the other, each from its latest checkpoint if it has one."""
 
 import platform
-import warnings
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import fastflow
+from fastflow.data import ImageData
 from fastflow.training.batches import Batches
 from fastflow.training.build import build_model, choose_device, load_data, load_pretrained, split
 from fastflow.training.checkpoint import (
@@ -28,15 +30,24 @@ from fastflow.training.run import METRICS, locked, record_config, seed_folder
 from fastflow.training.state import TrainingState
 
 
-def train(config: Config, folder: Path, objective: Objective = likelihood) -> list[dict]:
-    """Trains every seed of `config` in the run `folder`, which may hold an earlier part of the same run.
+def prepare(config: Config) -> ImageData:
+    """The data of a configuration, and every mistake in it that can be seen before a run folder exists."""
+    data, device = load_data(config.data), choose_device(config.device)
+    Batches(data, split(data, config.data, config.seed), config, config.seed, device)
+    model = build_model(config.model, data.shape, data.levels, data.classes)
+    if config.pretrained:
+        load_pretrained(model, config.pretrained)
+    return data
+
+
+def train(config: Config, folder: Path, data: ImageData, objective: Objective = likelihood) -> list[dict]:
+    """Trains every seed of `config` on `data` in the run `folder`, which may hold an earlier part of the same run.
 
     Returns for each seed what `evaluate` says of the final weights on the test set, which is used for nothing else.
     """
     with locked(folder):
-        data, device = load_data(config.data), choose_device(config.device)
         record_config(folder, config)
-        results, position = [], 0
+        device, results, position = choose_device(config.device), [], 0
         for number, seed in enumerate(range(config.seed, config.seed + config.seeds), 1):
             final = seed_folder(folder, seed) / FINAL
             if not final.is_dir():
@@ -51,7 +62,7 @@ def train(config: Config, folder: Path, objective: Objective = likelihood) -> li
 class SeedRun:
     """What one seed of a run determines: the split of the data, the batches, the folder of its checkpoints."""
 
-    def __init__(self, config: Config, folder: Path, data, seed: int, device: torch.device):
+    def __init__(self, config: Config, folder: Path, data: ImageData, seed: int, device: torch.device):
         self.config, self.folder, self.data, self.seed, self.device = config, folder, data, seed, device
         self.checkpoints, self.described = seed_folder(folder, seed), data.describe()
         self.split = split(data, config.data, seed)
@@ -131,7 +142,7 @@ class SeedRun:
         now = _versions(self.device)
         changed = [f"{name} {then} is now {now[name]}" for name, then in state["versions"].items() if now[name] != then]
         if changed:
-            warnings.warn(f"resuming, but not bit for bit: {', '.join(changed)}", stacklevel=2)
+            tqdm.write(f"fastflow: resuming, but not bit for bit: {', '.join(changed)}", file=sys.stderr)
 
 
 def _versions(device: torch.device) -> dict:
