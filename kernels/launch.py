@@ -61,5 +61,11 @@ def _tile(rows: int, features: int, itemsize: int, multiprocessors: int) -> tupl
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """The number of multiprocessors; 4 for Triton's interpreter on the CPU, so that small tests take every path."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    """The number of multiprocessors.
+
+    4 on the CPU, where Triton interprets, so that small tests take every path; 132, an H100's or H200's, for the meta
+    tensors with which a launch is planned without a device.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 4 if device.type == "cpu" else 132
