@@ -23,12 +23,17 @@ native: setup
 	CMAKE_ARGS=-DFASTFLOW_CUDA=ON $(BIN)/python setup.py -q build_ext --inplace
 	FASTFLOW_REQUIRE=nvcc,triton $(PYTEST) tests/test_native_library.py
 
-# The tests of the C++ kernels on a library with ASan and UBSan, which end the process at the first report.
+# The tests of the C++ kernels, at each instruction set, on a library with ASan and UBSan, which end the process at the
+# first report. The default is the best instruction set of this CPU.
+SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+    PYTHONPATH=build/sanitize/lib $(PYTEST) -p no:cacheprovider -q
 sanitize: setup
 	CMAKE_ARGS="-DFASTFLOW_SANITIZE=address,undefined -DFASTFLOW_CUDA=OFF" $(BIN)/python setup.py -q \
 	    build --build-base build/sanitize --build-lib build/sanitize/lib
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-	    $(PYTEST) -p no:cacheprovider -m 'not gpu' tests/test_sanitizers.py tests/test_affine_coupling_cpu.py
+	$(SANITIZED) -m slow tests/test_sanitizers.py
+	$(SANITIZED) tests/test_affine_coupling.py tests/test_affine_coupling_cpu.py
+	FASTFLOW_CPU_ISA=avx2 $(SANITIZED) tests/test_affine_coupling.py
+	FASTFLOW_CPU_ISA=baseline $(SANITIZED) tests/test_affine_coupling.py
 
 smoke: setup
 	$(BIN)/pytest -m smoke
