@@ -1,0 +1,271 @@
+// affine_coupling and its backward for dispatch key CPU: reads the tensors once, allocates, and gives rows to threads.
+#include "affine_coupling.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <functional>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "instruction_set.h"
+
+namespace fastflow {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t grain = 32768;  // elements below which a second thread costs more than it saves
+
+using Kernel = void (*)(const AffineCoupling&, int64_t first_row, int64_t last_row);
+
+struct Kernels {
+  Kernel forward, backward;
+};
+
+Kernels kernels() {
+#if defined(__x86_64__)
+  switch (instruction_set()) {
+    case InstructionSet::avx512: return {avx512::affine_coupling, avx512::affine_coupling_backward};
+    case InstructionSet::avx2: return {avx2::affine_coupling, avx2::affine_coupling_backward};
+    case InstructionSet::baseline: break;
+  }
+#endif
+  return {baseline::affine_coupling, baseline::affine_coupling_backward};
+}
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return float64;
+    case ScalarType::BFloat16: return bfloat16;
+    case ScalarType::Half: return float16;
+    case ScalarType::Bool: return boolean;
+    default: return float32;
+  }
+}
+
+// As torch.empty_like, without its trip through the dispatcher where the result is contiguous.
+Tensor allocate_like(const Tensor& like) {
+  const auto strides = like.strides();
+  const bool descending = std::adjacent_find(strides.begin(), strides.end(), std::less_equal<>()) == strides.end();
+  if (!descending && !like.is_contiguous()) return torch::stable::empty_like(like);
+  AtenTensorHandle empty = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), like.sizes().data(), like.dim(), nullptr, nullptr,
+                                                   nullptr, 0, nullptr, &empty));
+  return Tensor(empty);
+}
+
+Tensor allocate(const Tensor& like, int64_t size, int32_t* dtype = nullptr) {
+  AtenTensorHandle empty = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_aten_new_empty(like.get(), &size, 1, dtype, nullptr, nullptr, 0, nullptr, &empty));
+  return Tensor(empty);
+}
+
+// Channels first, first + step, ... of a tensor [B, C, *spatial].
+Operand channels(const Tensor& tensor, int64_t first, int64_t step) {
+  const auto strides = tensor.strides();
+  Operand operand = {static_cast<char*>(tensor.data_ptr()), dtype_of(tensor), strides[0], {}};
+  for (size_t d = 1; d < strides.size(); ++d) operand.stride[d - 1] = strides[d];
+  operand.data += first * strides[1] * bytes_of[operand.dtype];
+  operand.stride[0] *= step;
+  return operand;
+}
+
+// Dims in the order of the strides of operand[by], innermost first, without those of size 1, and with two merged into
+// one wherever every operand lets them.
+void simplify(int& dims, int64_t* size, Operand* operand, int operands, int by) {
+  int order[max_dims], count = 0;
+  for (int d = dims - 1; d >= 0; --d) {
+    if (size[d] == 1 && (d > 0 || count > 0)) continue;
+    int place = count++;
+    for (; place > 0 && operand[by].stride[order[place - 1]] > operand[by].stride[d]; --place) {
+      order[place] = order[place - 1];
+    }
+    order[place] = d;
+  }
+  int64_t sizes[max_dims], strides[ROLES][max_dims];
+  dims = 0;
+  for (int n = 0; n < count; ++n) {
+    const int d = order[n], last = dims - 1;
+    bool merges = n > 0;
+    for (int k = 0; k < operands && merges; ++k) {
+      merges = operand[k].data == nullptr || operand[k].stride[d] == strides[k][last] * sizes[last];
+    }
+    if (merges) {
+      sizes[last] *= size[d];
+      continue;
+    }
+    sizes[dims] = size[d];
+    for (int k = 0; k < operands; ++k) strides[k][dims] = operand[k].stride[d];
+    ++dims;
+  }
+  for (int d = 0; d < dims; ++d) {
+    size[d] = sizes[d];
+    for (int k = 0; k < operands; ++k) operand[k].stride[d] = strides[k][d];
+  }
+}
+
+void add_copies(AffineCoupling& c, const Tensor& from, const Tensor& to, int64_t start, int64_t step, int64_t count) {
+  const int64_t channels_of_x = from.size(1);
+  const auto add = [&](int64_t first, int64_t size) {
+    if (size == 0) return;
+    Copy& copy = c.copy[c.copies++];
+    copy.dims = static_cast<int>(from.dim()) - 1;
+    for (int d = 0; d < copy.dims; ++d) copy.size[d] = from.size(d + 1);
+    copy.size[0] = size;
+    copy.operand[0] = channels(from, first, 1);
+    copy.operand[1] = channels(to, first, 1);
+    simplify(copy.dims, copy.size, copy.operand, 2, 1);
+  };
+  if (count == channels_of_x) return;
+  if (step == 1) {
+    add(0, start);
+    add(start + count, channels_of_x - start - count);
+    if (std::all_of(c.copy, c.copy + c.copies, [](const Copy& copy) { return copy.dims == 1; })) return;
+  }
+  // Passive channels in between active ones: faster to copy the whole row, and then to write the active part.
+  c.copies = 0;
+  add(0, channels_of_x);
+}
+
+struct Settings {
+  int64_t start, step, kind;
+  double bias, eps, clamp;
+  bool shift_first, inverse;
+};
+
+AffineCoupling describe(const Tensor& from, const Tensor& to, const Tensor& shift, const std::optional<Tensor>& scale,
+                        const std::optional<Tensor>& gain, const std::optional<Tensor>& mask, const Settings& k) {
+  AffineCoupling c = {};
+  c.in_double = from.scalar_type() == ScalarType::Double;
+  c.kind = static_cast<int>(k.kind);
+  c.bias = k.bias;
+  c.eps = k.eps;
+  c.clamp = k.clamp;
+  c.shift_first = k.shift_first;
+  c.inverse = k.inverse;
+  c.rows = from.size(0);
+  c.dims = static_cast<int>(from.dim()) - 1;
+  for (int d = 0; d < c.dims; ++d) c.size[d] = shift.size(d + 1);
+  c.operand[X] = channels(from, k.start, k.step);
+  c.operand[Z] = channels(to, k.start, k.step);
+  if (scale) c.operand[SCALE] = channels(*scale, 0, 1);
+  if (gain) c.operand[GAIN] = {static_cast<char*>(gain->data_ptr()), dtype_of(*gain), 0, {1}};
+  if (mask) {
+    c.operand[MASK] = {static_cast<char*>(mask->data_ptr()), boolean, 0, {}};
+    for (int d = 0; d < c.dims; ++d) c.operand[MASK].stride[d] = mask->stride(d);
+  }
+  add_copies(c, from, to, k.start, k.step, shift.size(1));
+  return c;
+}
+
+int64_t elements_of_row(const AffineCoupling& c) {
+  int64_t elements = 1;
+  for (int d = 0; d < c.dims; ++d) elements *= c.size[d];
+  return elements;
+}
+
+void over_rows(const AffineCoupling& c, Kernel kernel) {
+  torch::stable::parallel_for(0, c.rows, std::max<int64_t>(1, grain / elements_of_row(c)),
+                              [&](int64_t first, int64_t last) { kernel(c, first, last); });
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> scale, const Tensor& shift,
+                                   std::optional<Tensor> gain, std::optional<Tensor> mask,
+                                   std::optional<Tensor> log_det, int64_t start, int64_t step, int64_t kind,
+                                   double bias, double eps, double clamp, bool shift_first, bool inverse) {
+  Tensor z = allocate_like(x);
+  int32_t single = aoti_torch_dtype_float32();
+  Tensor total = allocate(x, x.size(0), x.scalar_type() == ScalarType::Double ? nullptr : &single);
+  if (shift.numel() == 0) {
+    return {z, log_det ? torch::stable::copy_(total, *log_det) : torch::stable::zero_(total)};
+  }
+  AffineCoupling c = describe(x, z, shift, scale, gain, mask, {start, step, kind, bias, eps, clamp, shift_first, inverse});
+  c.operand[SHIFT] = channels(shift, 0, 1);
+  simplify(c.dims, c.size, c.operand, ROLES, Z);
+  if (log_det) {
+    c.log_det = log_det->data_ptr();
+    c.log_det_stride = log_det->stride(0);
+  }
+  c.log_det_out = total.data_ptr();
+  over_rows(c, kernels().forward);
+  return {z, total};
+}
+
+// Sums grad_gain over fixed chunks of rows and adds the sums as a tree: the same bits on any number of threads.
+void backward_with_gain(const AffineCoupling& c, Tensor& grad_gain) {
+  const int64_t elements = elements_of_row(c), channels = c.gains;
+  const int64_t chunk_rows = std::max(1 + 4096 / elements, 1 + (c.rows - 1) / 256);
+  const int64_t chunks = 1 + (c.rows - 1) / chunk_rows;
+  std::vector<double> sums(chunks * 2 * channels);
+  const Kernel kernel = kernels().backward;
+  torch::stable::parallel_for(
+      0, chunks, std::max<int64_t>(1, grain / (elements * chunk_rows)), [&](int64_t first, int64_t last) {
+        AffineCoupling part = c;
+        for (int64_t chunk = first; chunk < last; ++chunk) {
+          part.operand[GRAD_GAIN].data = reinterpret_cast<char*>(sums.data() + chunk * 2 * channels);
+          kernel(part, chunk * chunk_rows, std::min((chunk + 1) * chunk_rows, c.rows));
+        }
+      });
+  for (int64_t apart = 1; apart < chunks; apart *= 2) {
+    for (int64_t chunk = 0; chunk + apart < chunks; chunk += 2 * apart) {
+      double* sum = sums.data() + chunk * 2 * channels;
+      for (int64_t n = 0; n < 2 * channels; ++n) sum[n] += sum[apart * 2 * channels + n];
+    }
+  }
+  for (int64_t n = 0; n < channels; ++n) sums[n] += sums[channels + n];
+  if (c.in_double) {
+    std::copy_n(sums.data(), channels, static_cast<double*>(grad_gain.data_ptr()));
+  } else {
+    std::copy_n(sums.data(), channels, static_cast<float*>(grad_gain.data_ptr()));
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_z, std::optional<Tensor> grad_log_det, const Tensor& saved, std::optional<Tensor> scale,
+    const Tensor& shift, std::optional<Tensor> gain, std::optional<Tensor> mask, int64_t start, int64_t step,
+    int64_t kind, double bias, double eps, double clamp, bool shift_first, bool inverse, bool from_input) {
+  Tensor grad_x = allocate_like(saved);
+  Tensor grad_scale = scale ? allocate_like(*scale) : allocate(shift, 0);
+  Tensor grad_shift = allocate_like(shift);
+  Tensor grad_gain = gain ? allocate_like(*gain) : allocate(shift, 0);
+  if (shift.numel() == 0) {
+    torch::stable::zero_(grad_gain);
+    return {grad_x, grad_scale, grad_shift, grad_gain};
+  }
+  AffineCoupling c =
+      describe(grad_z, grad_x, shift, scale, gain, mask, {start, step, kind, bias, eps, clamp, shift_first, inverse});
+  c.from_input = from_input;
+  c.operand[GRAD_SHIFT] = channels(grad_shift, 0, 1);
+  if (scale) {
+    c.operand[SAVED] = channels(saved, start, step);
+    c.operand[GRAD_SCALE] = channels(grad_scale, 0, 1);
+    if ((shift_first == inverse) != from_input) c.operand[SHIFT] = channels(shift, 0, 1);
+  }
+  c.gains = grad_gain.numel();
+  if (gain) c.operand[GRAD_GAIN] = {static_cast<char*>(grad_gain.data_ptr()), float64, 0, {1}};
+  simplify(c.dims, c.size, c.operand, ROLES, Z);
+  if (grad_log_det) {
+    c.log_det = grad_log_det->data_ptr();
+    c.log_det_stride = grad_log_det->stride(0);
+  }
+  if (gain) {
+    backward_with_gain(c, grad_gain);
+  } else {
+    over_rows(c, kernels().backward);
+  }
+  return {grad_x, grad_scale, grad_shift, grad_gain};
+}
+
+}  // namespace
+}  // namespace fastflow
+
+STABLE_TORCH_LIBRARY_IMPL(fastflow, CPU, library) {
+  library.impl("affine_coupling", TORCH_BOX(&fastflow::forward));
+  library.impl("affine_coupling_backward", TORCH_BOX(&fastflow::backward));
+}

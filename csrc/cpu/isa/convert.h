@@ -1,0 +1,106 @@
+// Strided storage of any dtype to and from the dense buffers that kernels compute on.
+#pragma once
+
+#include "cpu/affine_coupling.h"
+#include "simd.h"
+
+namespace fastflow::FASTFLOW_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+inline To bit_cast(From from) {
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline uint8_t widen(uint8_t value) { return value; }
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+inline float widen(BFloat16 value) { return bit_cast<float>(uint32_t{value.bits} << 16); }
+inline float widen(Float16 value) {
+  // The multiplication moves the exponent bias and normalises subnormals.
+  const uint32_t size = bit_cast<uint32_t>(bit_cast<float>((value.bits & 0x7fffu) << 13) * 0x1p112f);
+  const uint32_t special = size >= 0x47800000u ? 0x7f800000u : 0;
+  return bit_cast<float>(size | special | (value.bits & 0x8000u) << 16);
+}
+
+// To nearest, ties to even.
+inline void narrow(float& to, double from) { to = static_cast<float>(from); }
+inline void narrow(double& to, double from) { to = from; }
+inline void narrow(BFloat16& to, float from) {
+  const uint32_t bits = bit_cast<uint32_t>(from), even = bits >> 16 & 1;
+  to.bits = (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0 : (bits + 0x7fffu + even) >> 16;
+}
+inline void narrow(Float16& to, float from) {
+  const uint32_t bits = bit_cast<uint32_t>(from), size = bits & 0x7fffffffu, even = size >> 13 & 1;
+  const uint32_t aligner = 0x3f000000u;  // 0.5: adding it leaves a subnormal's bits, rounded, at the bottom
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(size) + bit_cast<float>(aligner)) - aligner;
+  const uint32_t normal = (size + 0xc8000fffu + even) >> 13;
+  uint32_t half = size < 0x38800000u ? subnormal : normal;
+  half = size >= 0x47800000u ? 0x7c00u : half;
+  half = size > 0x7f800000u ? 0x7e00u : half;
+  to.bits = half | (bits >> 16 & 0x8000u);
+}
+
+struct Box {
+  int64_t outer, inner, outer_stride, inner_stride;
+};
+
+template <class T, class From>
+void pack(T* to, const From* from, const Box& box) {
+  for (int64_t o = 0; o < box.outer; ++o, to += box.inner, from += box.outer_stride) {
+    if (box.inner_stride == 1) {
+      for (int64_t i = 0; i < box.inner; ++i) to[i] = widen(from[i]);
+    } else if (box.inner_stride == 0) {
+      const T value = widen(*from);
+      for (int64_t i = 0; i < box.inner; ++i) to[i] = value;
+    } else {
+      for (int64_t i = 0; i < box.inner; ++i) to[i] = widen(from[i * box.inner_stride]);
+    }
+  }
+}
+
+template <class T, class To>
+void unpack(To* to, const T* from, const Box& box) {
+  for (int64_t o = 0; o < box.outer; ++o, from += box.inner, to += box.outer_stride) {
+    if (box.inner_stride == 1) {
+      for (int64_t i = 0; i < box.inner; ++i) narrow(to[i], from[i]);
+    } else {
+      for (int64_t i = 0; i < box.inner; ++i) narrow(to[i * box.inner_stride], from[i]);
+    }
+  }
+}
+
+template <class T>
+void pack(T* to, const char* from, Dtype dtype, const Box& box) {
+  switch (dtype) {
+    case float64: return pack(to, reinterpret_cast<const double*>(from), box);
+    case float32: return pack(to, reinterpret_cast<const float*>(from), box);
+    case bfloat16: return pack(to, reinterpret_cast<const BFloat16*>(from), box);
+    case float16: return pack(to, reinterpret_cast<const Float16*>(from), box);
+    case boolean: return;
+  }
+}
+
+template <class T>
+void unpack(char* to, const T* from, Dtype dtype, const Box& box) {
+  switch (dtype) {
+    case float64: return unpack(reinterpret_cast<double*>(to), from, box);
+    case float32: return unpack(reinterpret_cast<float*>(to), from, box);
+    case bfloat16: return unpack(reinterpret_cast<BFloat16*>(to), from, box);
+    case float16: return unpack(reinterpret_cast<Float16*>(to), from, box);
+    case boolean: return;
+  }
+}
+
+template <class T>
+constexpr Dtype native = sizeof(T) == sizeof(double) ? float64 : float32;
+
+}  // namespace fastflow::FASTFLOW_ISA

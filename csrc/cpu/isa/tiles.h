@@ -1,0 +1,162 @@
+// Cuts the rows of an AffineCoupling into tiles whose operands are dense vectors of the compute dtype.
+//
+// A tile is a box [outer, inner]. An operand with unit stride and the compute dtype is used where it lies; any other is
+// packed into a small buffer before the tile runs, or unpacked from one after it, so that the element formulas meet one
+// layout only. Three shapes of tile, by the shape of a row after its dims were coalesced:
+//   one dim                 outer = rows, inner = the row
+//   several dims            outer and inner = two dims of one row, the others are looped over
+//   fewer than 16 elements  outer = a dim of the row, inner = rows, so that a lane is a row
+#pragma once
+
+#include "convert.h"
+
+namespace fastflow::FASTFLOW_ISA {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class T>
+struct Tile {
+  T* data[ROLES];  // nullptr where absent
+  int64_t pitch[ROLES];
+  const uint8_t* mask;
+  int64_t mask_pitch;
+  int64_t outer, inner;
+  int row_step;  // 1: each outer index is a row
+};
+
+inline void add(double& sum, double& lost, double value) {
+  const double total = sum + value, added = total - sum;
+  lost += (sum - (total - added)) + (value - added);
+  sum = total;
+}
+
+// Sums over what `sum` does not span: the outer dim where its outer stride is 0, the inner where its inner stride is.
+template <class T>
+void accumulate(double* sum, double* lost, const T* from, const Box& box) {
+  for (int64_t o = 0; o < box.outer; ++o, from += box.inner) {
+    const int64_t place = o * box.outer_stride;
+    if (box.inner_stride == 1) {
+      for (int64_t i = 0; i < box.inner; ++i) add(sum[place + i], lost[place + i], from[i]);
+    } else if (box.inner_stride == 0) {
+      Vec<T> run = {};
+      int64_t i = 0;
+      for (; i + width<T> <= box.inner; i += width<T>) run += load(from + i);
+      if (i < box.inner) run += load(from + i, static_cast<int>(box.inner - i));
+      for (int lane = 0; lane < width<T>; ++lane) add(sum[place], lost[place], run[lane]);
+    }
+  }
+}
+
+template <class T>
+class Tiles {
+ public:
+  explicit Tiles(const AffineCoupling& c) : c_(c) {
+    int64_t elements = 1;
+    for (int d = 0; d < c.dims; ++d) elements *= c.size[d];
+    lanes_are_rows = elements < 16;
+    order_axes();
+    for (int role = 0; role < ROLES; ++role) {
+      if (c.operand[role].data == nullptr) continue;
+      present_[present_count_++] = static_cast<Role>(role);
+      const Dtype dtype = role == MASK ? boolean : native<T>;
+      direct_[role] = role != GRAD_GAIN && c.operand[role].dtype == dtype && stride(role, 0) == 1;
+      packing_ |= !direct_[role];
+    }
+  }
+
+  // Calls run(tile, row), row the index in the block of the tile's first row, for all tiles of `rows` rows.
+  template <class Run>
+  void for_each(int64_t first_row, int64_t rows, Run run) {
+    const int64_t outer = size(1, rows), inner = size(0, rows);
+    const int64_t inner_step = packing_ ? smaller(inner, capacity) : inner;
+    const int64_t outer_step = packing_ ? capacity / inner_step : outer;
+    int64_t loops = 1;
+    for (int axis = 2; axis <= c_.dims; ++axis) loops *= size(axis, rows);
+    for (int64_t loop = 0; loop < loops; ++loop) {
+      int64_t index[max_dims + 1] = {}, rest = loop, row = 0;
+      for (int axis = 2; axis <= c_.dims; ++axis) {
+        index[axis] = rest % size(axis, rows);
+        rest /= size(axis, rows);
+        if (order_[axis] == row_axis) row = index[axis];
+      }
+      for (index[1] = 0; index[1] < outer; index[1] += outer_step) {
+        for (index[0] = 0; index[0] < inner; index[0] += inner_step) {
+          Tile<T> tile = {};
+          tile.outer = smaller(outer_step, outer - index[1]);
+          tile.inner = smaller(inner_step, inner - index[0]);
+          tile.row_step = order_[1] == row_axis;
+          run_tile(tile, first_row, index, tile.row_step ? index[1] : row, run);
+        }
+      }
+    }
+  }
+
+  bool lanes_are_rows;
+
+ private:
+  static constexpr int64_t capacity = 512;
+  static constexpr int row_axis = max_dims;
+
+  void order_axes() {
+    int inner = 0;
+    for (int d = 1; d < c_.dims && c_.size[0] < 8; ++d) inner = c_.size[d] > c_.size[inner] ? d : inner;
+    int count = 0;
+    if (lanes_are_rows) order_[count++] = row_axis;
+    order_[count++] = inner;
+    for (int d = 0; d < c_.dims; ++d) {
+      if (d != inner) order_[count++] = d;
+    }
+    if (!lanes_are_rows) order_[count++] = row_axis;
+  }
+
+  int64_t size(int axis, int64_t rows) const { return order_[axis] == row_axis ? rows : c_.size[order_[axis]]; }
+
+  int64_t stride(int role, int axis) const {
+    const Operand& operand = c_.operand[role];
+    return order_[axis] == row_axis ? operand.row_stride : operand.stride[order_[axis]];
+  }
+
+  template <class Run>
+  void run_tile(Tile<T>& tile, int64_t first_row, const int64_t* index, int64_t row, Run run) {
+    char* place[ROLES];
+    for (int n = 0; n < present_count_; ++n) {
+      const Role role = present_[n];
+      const Operand& operand = c_.operand[role];
+      int64_t offset = first_row * operand.row_stride;
+      for (int axis = 0; axis <= c_.dims; ++axis) offset += index[axis] * stride(role, axis);
+      place[role] = operand.data + offset * bytes_of[operand.dtype];
+      T* const buffer = buffers_[role];
+      tile.data[role] = direct_[role] ? reinterpret_cast<T*>(place[role]) : buffer;
+      tile.pitch[role] = direct_[role] ? stride(role, 1) : tile.inner;
+      if (direct_[role] || role >= Z) continue;
+      const Box box = {tile.outer, tile.inner, stride(role, 1), stride(role, 0)};
+      if (role == MASK) {
+        pack(reinterpret_cast<uint8_t*>(buffer), reinterpret_cast<const uint8_t*>(place[role]), box);
+      } else {
+        pack(buffer, place[role], operand.dtype, box);
+      }
+    }
+    tile.mask = reinterpret_cast<const uint8_t*>(tile.data[MASK]);
+    run(tile, row);
+    for (int n = 0; n < present_count_; ++n) {
+      const Role role = present_[n];
+      if (direct_[role] || role < Z) continue;
+      const Box box = {tile.outer, tile.inner, stride(role, 1), stride(role, 0)};
+      if (role == GRAD_GAIN) {
+        auto* sum = reinterpret_cast<double*>(place[role]);
+        accumulate(sum, sum + c_.gains, buffers_[role], box);
+      } else {
+        unpack(place[role], buffers_[role], c_.operand[role].dtype, box);
+      }
+    }
+  }
+
+  const AffineCoupling& c_;
+  int order_[max_dims + 1];  // axes of the block from the innermost out: dims of a row, or row_axis
+  Role present_[ROLES];
+  int present_count_ = 0;
+  bool direct_[ROLES] = {}, packing_ = false;
+  alignas(64) T buffers_[ROLES][capacity];
+};
+
+}  // namespace fastflow::FASTFLOW_ISA
