@@ -13,6 +13,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).parent
+# Packages whose folder is not in fastflow/.
+ELSEWHERE = {"fastflow.kernels": "kernels", "fastflow.records": "benchmarks/records"}
 # pip runs this without the virtual environment's bin on PATH.
 SEARCH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
@@ -55,8 +57,9 @@ class CMakeBuild(build_ext):
 # Without a compiler the package installs all the same and computes by its references.
 extensions = [Extension("fastflow._C", sources=[], py_limited_api=True)] if has_compiler() else []
 setup(
-    packages=[*find_packages(include=["fastflow", "fastflow.*"]), "fastflow.kernels"],
-    package_dir={"fastflow": "fastflow", "fastflow.kernels": "kernels"},
+    packages=[*find_packages(include=["fastflow", "fastflow.*"]), *ELSEWHERE],
+    package_dir={"fastflow": "fastflow"} | ELSEWHERE,
+    package_data={"fastflow.records": ["*.json"]},
     ext_modules=extensions,
     cmdclass={"build_ext": CMakeBuild},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if extensions else {},

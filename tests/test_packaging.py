@@ -87,7 +87,8 @@ def test_wheel_holds_what_is_imported_and_nothing_else(wheel):
     assert {"fastflow/_C.abi3.so", "fastflow/kernels/__init__.py", "fastflow/ops/affine_coupling.py"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"fastflow", wheel.name.split("-cp")[0] + ".dist-info"}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastflow").rglob("*.py")}
-    assert sources <= set(names)
+    records = {f"fastflow/records/{path.name}" for path in (ROOT / "benchmarks" / "records").glob("*.json")}
+    assert sources | records <= set(names)
 
 
 def test_source_distribution_holds_what_the_build_needs(tmp_path):
@@ -106,6 +107,12 @@ def test_wheel_computes_natively_from_elsewhere_and_says_nothing(environment):
     result = environment.run(USE.format(backend="cpu"), "-W", "error")
     assert (result.returncode, result.stderr) == (0, "")
     assert Path(result.stdout.strip()).is_relative_to(environment.packages)
+
+
+def test_installed_command_runs(environment):
+    result = _run(environment.python.parent / "fastflow", "doctor", cwd=environment.elsewhere)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"^cpu +available +C\+\+, instruction set", result.stdout, re.MULTILINE)
 
 
 def test_without_a_compiler_the_reference_computes_and_one_warning_says_so(plain_environment):
