@@ -12,7 +12,7 @@ demo: setup
 	$(BIN)/fastflow train configs/digits.yaml
 
 test: setup
-	$(PYTEST) -n 2 --benchmark-disable
+	$(PYTEST) -n 2 --dist loadfile --benchmark-disable
 
 # Every Triton kernel compiled for sm_80 and sm_90, without a GPU: registers, stack, spills, width of accesses.
 gate: setup
