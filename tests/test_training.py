@@ -126,17 +126,21 @@ def test_batches_have_views_where_the_loss_uses_them():
     assert not torch.equal(batch.noise, batch.view_noise)
 
 
-def test_view_loss_is_cross_entropy_with_labels_and_with_the_row_itself():
-    scores, views = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    labels = torch.tensor([1, -1, -1, 2])
-    config = LossConfig(view=2.0, consistency=3.0, consistency_start=10, consistency_ramp=3)
-    labelled = torch.nn.functional.cross_entropy(views[[0, 3]], torch.tensor([1, 2]))
-    unlabelled = torch.nn.functional.cross_entropy(views[[1, 2]], scores[[1, 2]].softmax(1).detach())
-    for step, growth in ((9, 0.0), (10, 0.25), (12, 0.75), (13, 1.0), (99, 1.0)):
-        loss, _ = view_loss(scores, views, labels, config, step)
-        torch.testing.assert_close(loss, 2 * labelled + growth * 3 * unlabelled)
+def test_view_loss_is_cross_entropy_with_labels_and_sure_guesses():
+    scores = torch.tensor([[9.0, 0, 0], [0, 5, 0], [0.5, 0, 0.1], [0, 0, 4], [0, 0, 0]], requires_grad=True)
+    views = torch.randn(5, 3, requires_grad=True)
+    labels = torch.tensor([1, -1, -1, -1, 2])
+    config = LossConfig(view=2.0, pseudo=3.0, pseudo_threshold=0.9, pseudo_start=10, pseudo_ramp=4)
+    labelled = torch.nn.functional.cross_entropy(views[[0, 4]], torch.tensor([1, 2]))
+    guessed = torch.nn.functional.cross_entropy(views[[1, 3]], torch.tensor([1, 2]), reduction="sum") / 3
+    for step, growth in ((9, 0.0), (10, 0.0), (11, 0.25), (14, 1.0), (99, 1.0)):
+        loss, parts = view_loss(scores, views, labels, config, step)
+        torch.testing.assert_close(loss, 2 * labelled + growth * 3 * guessed)
+        assert parts["pseudo_share"].item() == pytest.approx(2 / 3)
     loss.backward()
     assert scores.grad is None
+    at_once = view_loss(scores, views, labels, LossConfig(pseudo=1.0, pseudo_start=5), 5)[0]
+    torch.testing.assert_close(at_once, guessed)
 
 
 @pytest.mark.parametrize(

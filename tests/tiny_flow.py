@@ -43,7 +43,7 @@ SMALL = {  # a configuration that trains in a second
         "head": {"kind": "flow", "levels": 1, "steps": 1, "hidden": 8, "blocks": 1, "dropout": 0.1},
     },
     "sampling": {"batch": 16},
-    "loss": {"classification": 1.0, "view": 1.0, "consistency": 1.0},
+    "loss": {"classification": 1.0, "view": 1.0, "pseudo": 1.0, "pseudo_threshold": 0.2},
     "optimizer": {"ema": 0.9, "clip": 10.0},
     "steps": 4,
     "device": "cpu",

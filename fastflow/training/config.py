@@ -95,14 +95,15 @@ class LossConfig(Section):
     labelled: float = Field(1.0, ge=0)
     classification: float = Field(0.0, ge=0)  # cross-entropy of labelled rows
     view: float = Field(0.0, ge=0)  # cross-entropy of the views of labelled rows
-    consistency: float = Field(0.0, ge=0)  # views of unlabelled rows should be classified as the rows are
-    consistency_start: int = Field(0, ge=0)  # steps without it
-    consistency_ramp: int = Field(0, ge=0)  # steps in which its weight then grows to the full one
+    pseudo: float = Field(0.0, ge=0)  # cross-entropy of the views of unlabelled rows with the class of the row itself,
+    pseudo_threshold: float = Field(0.9, ge=0, lt=1)  # where that has more than this probability
+    pseudo_start: int = Field(0, ge=0)  # steps before pseudo-labels weigh anything
+    pseudo_ramp: int = Field(0, ge=0)  # steps in which their weight then grows
     views: ViewConfig = ViewConfig()
 
     @property
     def uses_views(self) -> bool:
-        return self.view > 0 or self.consistency > 0
+        return self.view > 0 or self.pseudo > 0
 
 
 class OptimizerConfig(Section):

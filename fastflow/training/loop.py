@@ -1,6 +1,5 @@
 """The training loop: the same for every system, for it sees nothing of a model but `class_scores`."""
 
-import math
 import signal
 import threading
 import time
@@ -15,7 +14,7 @@ from fastflow.training.config import Config
 from fastflow.training.loss import likelihood_loss, view_loss
 from fastflow.training.optimizer import lr_factor, set_lr
 from fastflow.training.randomness import seed_dropout
-from fastflow.training.record import Recorder
+from fastflow.training.record import Recorder, require_finite
 from fastflow.training.state import TrainingState
 
 Objective = Callable[[TrainingState, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
@@ -100,7 +99,6 @@ def _log(state: TrainingState, recorder: Recorder, clock: "Stopwatch", size: int
     sums = {name: value.item() for name, value in state.sums.items()}
     steps = sums.pop("steps")
     means = {name: value / steps for name, value in sums.items()}
-    _require_finite(state.step, means["loss"])
     means["lr"] = state.optimizer.param_groups[0]["lr"]
     means["images_per_second"] = round(clock.lap() * size, 1)
     recorder.write(state.step, "train", means)
@@ -115,15 +113,7 @@ def _monitor_line(figures: dict) -> str:
 def _check_finite(state: TrainingState) -> None:
     """One look at all weights before they replace good ones on disk."""
     norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in state.model.parameters()]))
-    _require_finite(state.step, norms.sum().item())
-
-
-def _require_finite(step: int, value: float) -> None:
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"training diverged: loss or weights are {value} at step {step}; lower optimizer.lr or set optimizer.clip "
-            "(checkpoints hold finite weights only)"
-        )
+    require_finite(state.step, "the norm of the weights", norms.sum().item())
 
 
 class Stopwatch:

@@ -36,17 +36,24 @@ def view_loss(
 ) -> tuple[Tensor, Parts]:
     """What `view_scores` [B, K], of moved copies of the rows, add to the loss: they should tell the rows' classes.
 
-    Labelled rows: cross-entropy with the label. Unlabelled rows: cross-entropy with p(y|x) of the row itself, taken as
-    given, from `consistency_start` on. Only posteriors enter, for a moved image is no draw from p(x).
+    Labelled rows: cross-entropy with the label. Unlabelled rows: with the most probable class of the row itself, and 0
+    where it is no more probable than `pseudo_threshold` (Sohn et al. 2020, "FixMatch", arXiv 2001.07685, eq. 4). Only
+    posteriors enter, for a moved image is no draw from p(x).
     """
     known = labels >= 0
     log_posterior = view_scores.log_softmax(1)
     view = _mean(-_pick(log_posterior, labels), known)
-    consistency = _mean(-(scores.detach().softmax(1) * log_posterior).sum(1), ~known)
-    done = step - config.consistency_start
-    growth = 0.0 if done < 0 else min(1.0, (done + 1) / (config.consistency_ramp + 1))
-    loss = config.view * view + growth * config.consistency * consistency
-    return loss, {"view_cross_entropy": view.detach(), "consistency": consistency.detach()}
+    confidence, guess = scores.detach().softmax(1).max(1)
+    sure = confidence > config.pseudo_threshold
+    pseudo = _mean(torch.where(sure, -_pick(log_posterior, guess), 0.0), ~known)
+    loss = config.view * view + _pseudo_weight(config, step) * pseudo
+    return loss, {"view_cross_entropy": view.detach(), "pseudo_share": _mean(sure.to(view), ~known)}
+
+
+def _pseudo_weight(config: LossConfig, step: int) -> float:
+    done = step - config.pseudo_start
+    growth = min(1.0, done / config.pseudo_ramp) if config.pseudo_ramp else 1.0
+    return config.pseudo * growth if done >= 0 else 0.0
 
 
 def _pick(scores: Tensor, labels: Tensor) -> Tensor:

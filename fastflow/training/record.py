@@ -1,6 +1,7 @@
 """What a run writes down as it goes: metrics.jsonl and TensorBoard."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -24,13 +25,18 @@ class Recorder:
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
     def write(self, step: int, split: str, values: dict) -> None:
-        """`split` is "train", "monitor" or "test"; what is a number in `values` also goes to TensorBoard."""
-        line = json.dumps({"seed": self._seed, "step": step, "split": split, **values}, allow_nan=False)
+        """`split` is "train", "monitor" or "test"; what is a number in `values` also goes to TensorBoard.
+
+        Raises FloatingPointError, and writes nothing, if a number is not finite.
+        """
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for name, value in numbers.items():
+            require_finite(step, f"{split} {name}", value)
+        line = json.dumps({"seed": self._seed, "step": step, "split": split, **values})
         self._file.write(line.encode() + b"\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far, all on disk."""
@@ -41,6 +47,15 @@ class Recorder:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def require_finite(step: int, name: str, value: float) -> None:
+    """Raises FloatingPointError with what to do about a training that diverged."""
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"training diverged: {name} is {value} at step {step}; lower optimizer.lr or set optimizer.clip "
+            "(checkpoints hold finite weights only)"
+        )
 
 
 def read_metrics(path: Path) -> list[dict]:
