@@ -41,7 +41,8 @@ class CMakeBuild(build_ext):
         build = ROOT / self.get_finalized_command("build").build_base / "native"
         self._cmake(
             "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DTORCH_DIR={torch.submodule_search_locations[0]}", *shlex.split(os.environ.get("CMAKE_ARGS", "")))
+            f"-DTORCH_DIR={torch.submodule_search_locations[0]}", "-DFASTFLOW_CUDA=AUTO", "-DFASTFLOW_SANITIZE=",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")))  # the last one counts; CMake remembers those of last time
         self._cmake("--build", build)
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
