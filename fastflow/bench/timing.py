@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK_SECONDS = 1e-3
+BLOCK_SECONDS = 2e-3
 ROUNDS = (9, 201)
 ATTEMPTS = 3
 NOISY_SPREAD = 0.15
@@ -109,7 +109,13 @@ def _stopwatch(device: str) -> Callable[[Callable, int], float]:
 
 
 def wall_block(call: Callable, count: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call, from `count` in a row."""
+    """Seconds of one call, from `count` in a row.
+
+    Where a block has several, one more comes first, untimed: a case that fits the cache is timed in the cache, from
+    which the other providers have just driven its data.
+    """
+    if count > 1:
+        call()
     start = clock()
     for _ in range(count):
         call()
