@@ -27,7 +27,7 @@ def doctor() -> str:
 
 def _versions() -> list[tuple[str, str]]:
     rows = [("fastflow", fastflow.__version__), ("python", platform.python_version())]
-    rows += [(name, _installed(name)) for name in ("torch", "triton", "numpy")]
+    rows += [("torch", torch.__version__), *((name, _installed(name)) for name in ("triton", "numpy"))]
     cuda = torch.version.cuda or "none, torch is a CPU build"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     return [*rows, ("cuda of torch", cuda), ("device", device), ("cpu", f"{_cpu_name()}, {os.cpu_count()} cores"),

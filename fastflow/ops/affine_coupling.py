@@ -371,8 +371,8 @@ def _check(x, scale, shift, scale_map, active, mask, log_det) -> tuple[int, int,
 def _active_channels(shape: torch.Size, active: slice) -> tuple[int, int, torch.Size]:
     if not isinstance(active, slice):
         raise bad_type("affine_coupling", "active", active, "a slice of the channels")
-    start, stop, step = active.indices(shape[1])
-    count = len(range(start, stop, step))
+    channels = range(shape[1])[active]  # not active.indices, which torch.compile cannot trace in torch 2.11
+    start, step, count = channels.start, channels.step, len(channels)
     if step < 1 or count == 0:
         raise ValueError(f"affine_coupling: active {active} selects {count} of {shape[1]} channels with step {step}, "
                          "expected at least one channel and a step of at least 1")
