@@ -1,10 +1,10 @@
 """Elementary functions for Triton kernels in float32 and float64, each within 3 units of roundoff.
 
 The hardware's fast exponential and logarithm err by more, and libdevice does not run in Triton's interpreter. These use
-multiplication, fused multiply-add, division and the bits of the exponent; on a GPU only the float32 division (at most 2
-ulp) differs from what the interpreter computes. Every function keeps its relative accuracy near its zero, and NaN stays
-NaN. Polynomials are power series with as many terms as the dtype needs on the reduced interval. Constants reach tl.fma
-through tl.full, because before Triton 3.9 it rounds bare ones to float32.
+multiplication, fused multiply-add, division and the bits of the exponent; on a GPU only the float32 division (within 2
+ulp) differs from what the interpreter computes, and `divide` corrects it. Every function keeps its relative accuracy
+near its zero, and NaN stays NaN. Polynomials are power series with as many terms as the dtype needs on the reduced
+interval. Constants reach tl.fma through tl.full, because before Triton 3.9 it rounds bare ones to float32.
 """
 
 import math
@@ -24,8 +24,16 @@ TAN_EIGHTH_PI, TAN_THREE_EIGHTHS_PI = tl.constexpr(math.sqrt(2) - 1), tl.constex
 
 
 @triton.jit
+def divide(x, y):
+    """x / y for finite y != 0, almost always correctly rounded."""
+    reciprocal = 1.0 / y
+    quotient = x * reciprocal
+    return tl.fma(tl.fma(-quotient, y, x), reciprocal, quotient)
+
+
+@triton.jit
 def _reduced_exp(x):
-    """(2^n, e^r - 1) with x = n ln 2 + r, |r| <= ln(2) / 2, for -126 <= n <= 127 (-1022 and 1023 in float64)."""
+    """(2^n, e^r - 1) with x = n ln 2 + r, |r| <= ln(2) / 2, if -126 <= n <= 127 (-1022 and 1023 in float64)."""
     DOUBLE: tl.constexpr = x.dtype == tl.float64
     MAGIC: tl.constexpr = 1.5 * 2.0**52 if DOUBLE else 1.5 * 2.0**23
     shifted = tl.fma(x, tl.full(x.shape, LOG2_E, x.dtype), tl.full(x.shape, MAGIC, x.dtype))  # n in its low bits
@@ -45,11 +53,12 @@ def _reduced_exp(x):
 
 @triton.jit
 def exp(x):
-    """e^x; infinity above e^88.3 (e^709.4 in float64), never less than e^-87.3 (e^-708.3)."""
+    """e^x; infinity above e^88.3 (e^709.4 in float64), zero below e^-87.3 (e^-708.3)."""
     LOW: tl.constexpr = -708.3 if x.dtype == tl.float64 else -87.3
     HIGH: tl.constexpr = 709.4 if x.dtype == tl.float64 else 88.3
-    power, excess = _reduced_exp(tl.where(x < LOW, LOW, x))  # a comparison lets NaN through
-    return tl.where(x > HIGH, float("inf"), tl.fma(power, excess, power))
+    power, excess = _reduced_exp(x)
+    result = tl.fma(power, excess, power)
+    return tl.where(x > HIGH, float("inf"), tl.where(x < LOW, 0.0, result))  # comparisons let NaN through
 
 
 @triton.jit
@@ -77,7 +86,7 @@ def _log_of_parts(k, f):
     """log(2^k (1 + f)) = k ln 2 + 2 atanh(f / (2 + f)), |f / (2 + f)| <= 0.172."""
     DOUBLE: tl.constexpr = f.dtype == tl.float64
     k = k.to(f.dtype)
-    w = f / (2.0 + f)
+    w = divide(f, 2.0 + f)
     w_squared = w * w
     series = _odd_series(w_squared, 11 if DOUBLE else 5)
     tail = tl.fma(w * w_squared, 2.0 * series, k * (LN2_LOW_64 if DOUBLE else LN2_LOW_32))
@@ -104,7 +113,7 @@ def tanh(x):
     doubled = 2.0 * tl.abs(x)
     power, excess = _reduced_exp(tl.where(doubled > 40.0, 40.0, doubled))
     m = tl.fma(power, excess, power - 1.0)
-    magnitude = m / (m + 2.0)
+    magnitude = divide(m, m + 2.0)
     return tl.where(x < 0, -magnitude, magnitude)
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .numerics import atan, exp, log, log1p, tanh
+from .numerics import atan, divide, exp, log, log1p, tanh
 
 # Indices in fastflow.ops.affine_coupling.KINDS.
 ADDITIVE, EXP, SIGMOID, SOFTPLUS, TANH, CLAMP_ATAN, CLAMP_TANH, CLAMP_SIGMOID, SOFT_CLIP = map(tl.constexpr, range(9))
@@ -16,7 +16,7 @@ def scale_map(s, gain, KIND: tl.constexpr, BIAS: tl.constexpr, EPS: tl.constexpr
     if KIND == SIGMOID or KIND == SOFTPLUS:  # noqa: SIM109, Triton does not compile `in`
         a = s + BIAS
         e = exp(-tl.abs(a))
-        larger = 1.0 / (1.0 + e)
+        larger = divide(1.0, 1.0 + e)
         smaller = e * larger
         sigmoid = tl.where(a >= 0, larger, smaller)
         if KIND == SIGMOID:
@@ -41,9 +41,9 @@ def scale_map(s, gain, KIND: tl.constexpr, BIAS: tl.constexpr, EPS: tl.constexpr
             log_c = CLAMP * 0.636 * atan(s)
             slope = CLAMP * 0.636 / (1.0 + s * s)
         elif KIND == SOFT_CLIP:
-            shrink = 1.0 / (1.0 + tl.abs(s) * (1.0 / CLAMP))
-            log_c = s * shrink
-            slope = shrink * shrink
+            growth = 1.0 + divide(tl.abs(s), tl.full(s.shape, CLAMP, s.dtype))
+            log_c = divide(s, growth)
+            slope = 1.0 / (growth * growth)
         elif KIND == CLAMP_SIGMOID:
             t = tanh(0.5 * s)
             log_c = CLAMP * t
