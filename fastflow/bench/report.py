@@ -51,7 +51,7 @@ def comparison(before: dict, after: dict) -> str:
     lines.append(f"\n{'case':<64}  {'before':>8}  {'after':>8}  {'speed-up':>8}")
     for one, two in common:
         first, second = (result["providers"]["fastflow"]["seconds"] for result in (one, two))
-        noisy = one["disturbance"]["reason"] or two["disturbance"]["reason"]
+        noisy = any(result["disturbance"]["reason"] for result in (one, two))
         lines.append(f"{'/'.join(map(str, _key(two))):<64}  {duration(first):>8}  {duration(second):>8}  "
                      f"{first / second:>8.2f}" + ("  not quiet" if noisy else ""))
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from fastflow.bench.timing import NOISY_SPREAD
+
 WIDTHS = {"case": 36, "direction": 16, "fastflow": 10, "spread": 6, "GB/s": 6, "of copy": 7}
 RIVAL_WIDTH = 16
 
@@ -29,8 +31,11 @@ def row(result: dict, rivals: Iterable[str]) -> str:
     lines = ["  ".join(cells)]
     if result["backend"] == "reference":
         lines.append("    served by the reference, not by a kernel")
-    if _busy(result):
-        lines.append(f"    not quiet: {result['disturbance']['reason']}")
+    wide = [f"{name} {provider['spread']:.0%}" for name, provider in result["providers"].items()
+            if provider["spread"] > NOISY_SPREAD]
+    reasons = [result["disturbance"]["reason"], f"spread of {', '.join(wide)}" if wide else ""]
+    if any(reasons):
+        lines.append(f"    not quiet: {'; '.join(filter(None, reasons))}")
     return "\n".join(lines)
 
 
@@ -41,12 +46,18 @@ def _rival(result: dict, name: str) -> str:
     target = result["targets"].get(name)
     if target is None:
         return f"{ratio:.2f}"
-    met = ratio >= target
-    return f"{ratio:.2f} {'>=' if met else '<'} {target:g} {'?' if _busy(result) else 'ok' if met else 'MISS'}"
+    judged = _judge(result, name, target)
+    return f"{ratio:.2f} {'>=' if ratio >= target else '<'} {target:g} {_VERDICTS[judged]}"
 
 
-def _busy(result: dict) -> bool:
-    return bool(result["disturbance"]["reason"])
+_VERDICTS = {"met": "ok", "missed": "MISS", "undecided (not quiet)": "?"}
+
+
+def _judge(result: dict, rival: str, target: float) -> str:
+    spread = max(result["providers"][name]["spread"] for name in ("fastflow", rival))
+    if result["disturbance"]["reason"] or spread > NOISY_SPREAD:
+        return "undecided (not quiet)"
+    return "met" if speed_over(result, rival) >= target else "missed"
 
 
 def speed_over(result: dict, rival: str) -> float:
@@ -56,10 +67,8 @@ def speed_over(result: dict, rival: str) -> float:
 
 def verdict(results: list[dict]) -> str:
     """How many targets were met and missed; one measured on a busy machine is undecided."""
-    judged = [("undecided (not quiet)" if _busy(result) else "met" if speed_over(result, rival) >= target else "missed")
-              for result in results for rival, target in result["targets"].items()]
-    counts = ", ".join(f"{judged.count(what)} {what}" for what in ("met", "missed", "undecided (not quiet)"))
-    return f"{len(judged)} targets: {counts}"
+    judged = [_judge(result, rival, target) for result in results for rival, target in result["targets"].items()]
+    return f"{len(judged)} targets: " + ", ".join(f"{judged.count(what)} {what}" for what in _VERDICTS)
 
 
 def duration(seconds: float) -> str:

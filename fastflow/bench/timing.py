@@ -15,7 +15,7 @@ BLOCK_SECONDS = 2e-3
 ROUNDS = (9, 201)
 ATTEMPTS = 3
 NOISY_SPREAD = 0.15
-NOISY_SHARE = 0.25
+NOISY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,24 @@ class Timing:
 @dataclass(frozen=True)
 class Disturbance:
     """What happened beside the measurement: the share of blocks that the scheduler interrupted (involuntary context
-    switches), the worst spread of any call, the load average, and whether interruptions count in the time."""
+    switches), the load average, and whether interruptions count in the time."""
 
     interrupted: float
-    spread: float
     load: float
     wall_clock: bool
 
     @property
     def reason(self) -> str:
-        """Why the measurement is not to be trusted; empty if it is."""
-        reasons = []
-        if self.wall_clock and self.interrupted > NOISY_SHARE:
-            reasons.append(f"{self.interrupted:.0%} of the blocks interrupted")
-        if self.spread > NOISY_SPREAD:
-            reasons.append(f"spread {self.spread:.0%}")
-        if reasons:
-            reasons.append(f"load average {self.load:.1f}")
-        return ", ".join(reasons)
+        """Why no time of this measurement is to be trusted; empty if nothing speaks against it."""
+        if not self.wall_clock or self.interrupted <= NOISY_SHARE:
+            return ""
+        return f"{self.interrupted:.0%} of the blocks interrupted, load average {self.load:.1f}"
 
 
 def summarize(blocks: list[tuple[float, int]]) -> Timing:
-    """Median and spread of blocks (seconds of a call, interruptions): of those without interruption if half are."""
+    """Median and spread of blocks (seconds of a call, interruptions): of those without interruption if most are."""
     quiet = [seconds for seconds, interruptions in blocks if not interruptions]
-    kept = quiet if 2 * len(quiet) >= len(blocks) else [seconds for seconds, _ in blocks]
+    kept = quiet if len(quiet) >= (1 - NOISY_SHARE) * len(blocks) else [seconds for seconds, _ in blocks]
     low, middle, high = statistics.quantiles(kept, n=4)
     return Timing(middle, (high - low) / middle, len(kept))
 
@@ -68,12 +62,13 @@ def measure(calls: dict[str, Callable[[], object]], seconds: float, device: str 
     """
     block = _stopwatch(device)
     counts = {name: _calls_a_block(call, block) for name, call in calls.items()}
-    best, give_up = None, time.perf_counter() + ATTEMPTS * seconds
-    while best is None or (best[1].reason and time.perf_counter() < give_up):
+    attempts, give_up = [], time.perf_counter() + ATTEMPTS * seconds
+    while True:
         timings, disturbance = _attempt(calls, counts, block, seconds)
-        if best is None or (disturbance.interrupted, disturbance.spread) < (best[1].interrupted, best[1].spread):
-            best = timings, disturbance
-    return best
+        spread = max(timing.spread for timing in timings.values())
+        attempts.append((disturbance.interrupted, spread, timings, disturbance))
+        if (spread <= NOISY_SPREAD and not disturbance.reason) or time.perf_counter() > give_up:
+            return min(attempts, key=lambda attempt: attempt[:2])[2:]
 
 
 def _attempt(calls: dict, counts: dict, block: Callable, seconds: float) -> tuple[dict[str, Timing], Disturbance]:
@@ -86,10 +81,9 @@ def _attempt(calls: dict, counts: dict, block: Callable, seconds: float) -> tupl
             for name, call in calls.items():
                 before = _interruptions()
                 blocks[name].append((block(call, counts[name]), _interruptions() - before))
-    timings = {name: summarize(values) for name, values in blocks.items()}
     interrupted = statistics.fmean(bool(count) for values in blocks.values() for _, count in values)
-    return timings, Disturbance(interrupted, max(t.spread for t in timings.values()), os.getloadavg()[0],
-                                wall_clock=block is wall_block)
+    timings = {name: summarize(values) for name, values in blocks.items()}
+    return timings, Disturbance(interrupted, os.getloadavg()[0], wall_clock=block is wall_block)
 
 
 def _interruptions() -> int:
