@@ -33,7 +33,7 @@ STYLE = {
 LINES = {  # name: the lines of metrics.jsonl it is drawn from, and how
     "unlabelled": ("train", {"linestyle": "-", "linewidth": 1.2}),
     "labelled": ("train", {"linestyle": ":", "linewidth": 1.5}),
-    "monitored": ("monitor", {"linestyle": "-", "linewidth": 1.2}),
+    "monitored": ("monitor", {"linestyle": "-", "linewidth": 1.2, "marker": ".", "markersize": 5}),
     "test, at the end": ("test", {"linestyle": "", "marker": "o", "markersize": 5}),
 }
 PANELS = {

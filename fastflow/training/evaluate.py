@@ -14,8 +14,9 @@ ROWS = 512  # images a forward pass
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, levels: int, seed: int) -> dict:
     """Scores a model on `images` uint8 [N, C, H, W] with `labels` int64 [N], on the model's device.
 
-    Returns error (percent of images), bits_per_dim of p(x), cross_entropy (mean -log p(y|x), nats) and the confusion
-    counts [true][predicted]. Dequantisation noise is keyed by (seed, image): the same weights give the same numbers.
+    Returns error (percent of images), cross_entropy (mean -log p(y|x), nats) and confusion counts [true][predicted], all
+    of p(y|x) at the middle of the grey levels, as `model.predict` has it; and bits_per_dim of p(x), for which the levels
+    are dequantised by noise keyed by (seed, image). The same weights give the same numbers.
     """
     training = model.training
     model.eval()
@@ -26,7 +27,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, levels: int, s
         noise = uniform(part.shape, seed=seed, stream=EVALUATION, step=0, rows=rows)
         log_base, scores = model.class_scores(part, noise=noise)
         log_probs.append(log_base + scores.logsumexp(1))
-        log_posteriors.append(scores.log_softmax(1))
+        log_posteriors.append(model.class_scores(part)[1].log_softmax(1))
     model.train(training)
     log_prob, log_posterior = torch.cat(log_probs).double(), torch.cat(log_posteriors).double()
     classes = log_posterior.shape[1]
