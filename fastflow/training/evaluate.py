@@ -14,9 +14,9 @@ ROWS = 512  # images a forward pass
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, levels: int, seed: int) -> dict:
     """Scores a model on `images` uint8 [N, C, H, W] with `labels` int64 [N], on the model's device.
 
-    Returns error (percent of images), cross_entropy (mean -log p(y|x), nats) and confusion counts [true][predicted], all
-    of p(y|x) at the middle of the grey levels, as `model.predict` has it; and bits_per_dim of p(x), for which the levels
-    are dequantised by noise keyed by (seed, image). The same weights give the same numbers.
+    Returns error (percent of images), cross_entropy (mean -log p(y|x), nats) and confusion counts [true][predicted],
+    all of p(y|x) at the middle of the grey levels, as `model.predict` has it; and bits_per_dim of p(x), dequantised by
+    noise that is keyed by (seed, image). The same weights give the same numbers.
     """
     training = model.training
     model.eval()
