@@ -168,23 +168,6 @@ def test_function_transforms_compile():
         torch.testing.assert_close(compiled(*given), transform(*given))
 
 
-def test_second_derivatives_are_the_references():
-    """The fused backward has no derivative of its own and says so; the forced reference serves."""
-    inputs = make_inputs((3, 4), "sigmoid")
-
-    def gradient_of_gradient():
-        tensors = leaves(inputs)
-        z, _ = affine_coupling(**{**inputs, **tensors})
-        (grad,) = torch.autograd.grad(z.square().sum(), tensors["scale"], create_graph=True)
-        grad.sum().backward()
-        return tensors["scale"].grad
-
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient_of_gradient()
-    with backend("reference"):
-        assert gradient_of_gradient().abs().min() > 0
-
-
 x_2d, x_4d = torch.zeros(4, 6), torch.zeros(2, 6, 3, 3)
 sigmoid, additive, tanh_with = ScaleMap("sigmoid"), ScaleMap("additive"), partial(ScaleMap, "tanh", 0.0, 0.0, 1.0)
 BAD = {

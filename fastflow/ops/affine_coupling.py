@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastflow import _backend
 from fastflow.ops._checks import (
@@ -263,7 +262,6 @@ class _AffineCoupling(torch.autograd.Function):
         return z, total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_z, grad_log_det):
         saved, *rest = ctx.saved_tensors
         grad_running = grad_log_det if ctx.needs_input_grad[5] else None
@@ -272,7 +270,9 @@ class _AffineCoupling(torch.autograd.Function):
         scale, shift, gain, mask = rest
         if grad_z is None:
             grad_z = torch.zeros_like(saved)
-        kernel = _backward.kernel(ctx.backend, saved.device.type)
+        # Under create_graph=True the gradients themselves are differentiated: only the reference can be.
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, saved.device.type)
         grad_x, grad_scale, grad_shift, grad_gain = kernel(
             grad_z, grad_log_det, saved, scale, shift, gain, mask, *ctx.settings, ctx.from_input)
         return grad_x, grad_scale, grad_shift, None if gain is None else grad_gain, None, grad_running, None, None
