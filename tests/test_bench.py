@@ -1,6 +1,7 @@
 """Cases, providers, stopwatch and tables of `fastflow bench`."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,6 +156,31 @@ def test_a_noisy_measurement_is_repeated_and_the_quietest_kept(monkeypatch):
     monkeypatch.setattr(timing, "_attempt", attempt)
     timings, _ = timing.measure({"call": lambda: None}, 0.01)
     assert timings["call"].spread == 0.2
+
+
+def test_cuda_calls_are_timed_one_by_one_after_a_flush(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+
+        def elapsed_time(self, end):
+            return 2.0  # ms
+
+    def empty(size, dtype, device):
+        assert (size, device) == (100, "cuda")
+        return SimpleNamespace(zero_=lambda: log.append("flush"))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(L2_cache_size=50))
+    monkeypatch.setattr(torch, "empty", empty)
+    assert timing.cuda_block(lambda: log.append("call"), 3) == pytest.approx(2e-3)
+    assert log == ["flush", "event", "call", "event"] * 3 + ["synchronize"]
 
 
 def test_threads_are_restored():
