@@ -58,7 +58,8 @@ def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         metrics = runs[0].folder / METRICS if runs[0].folder else None
         if metrics and metrics.exists():
-            paths.append(_save(curves(read_metrics(metrics)), folder / "curves.png"))
+            watched = "held out" if runs[0].config.data.hold_out else "unlabelled training images"
+            paths.append(_save(curves(read_metrics(metrics), watched), folder / "curves.png"))
         data = runs[0].load_data()
         classes = list(range(data.classes))
         for run in runs:
@@ -72,8 +73,11 @@ def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
     return paths
 
 
-def curves(lines: list[dict]) -> Figure:
-    """Likelihood, bits/dim, error and cross-entropy over the steps, a colour a seed, from the lines of a run."""
+def curves(lines: list[dict], watched: str) -> Figure:
+    """Likelihood, bits/dim, error and cross-entropy over the steps, a colour a seed, from the lines of a run.
+
+    `watched` is what to call the monitored images.
+    """
     figure = Figure(figsize=(9, 6))
     seeds = sorted({line["seed"] for line in lines})
     colors = {seed: COLORS[number % len(COLORS)] for number, seed in enumerate(seeds)}
@@ -85,7 +89,8 @@ def curves(lines: list[dict]) -> Figure:
                 panel.plot([line["step"] for line in of_seed], [line[metric] for line in of_seed], color=color, **style)
         panel.set_title(title, loc="left")
         panel.grid(alpha=0.25)
-        panel.legend([Line2D([], [], color="0.3", **LINES[name][1]) for name in drawn], drawn, frameon=False)
+        names = [watched if name == "monitored" else name for name in drawn]
+        panel.legend([Line2D([], [], color="0.3", **LINES[name][1]) for name in drawn], names, frameon=False)
     figure.supxlabel("step", fontsize=9)
     if len(seeds) > 1:
         names = [f"seed {seed}" for seed in seeds]

@@ -67,7 +67,9 @@ def fit(
                     bar.set_postfix_str(_log(state, recorder, clock, size))
             if _due(state, config, config.evaluate_every) and (figures := monitor(state.served)):
                 recorder.write(state.step, "monitor", figures)
-                bar.write(f"{title}: step {state.step}: {_monitor_line(figures)}")
+                kind = "held-out" if config.data.hold_out else "unlabelled training"
+                error, bits = figures["error"], figures["bits_per_dim"]
+                bar.write(f"{title}: step {state.step}: {kind} images: error {error:.2f} %, bits/dim {bits:.4f}")
             if _due(state, config, config.checkpoint_every) or interrupts.received:
                 _check_finite(state)
                 save()
@@ -104,10 +106,6 @@ def _log(state: TrainingState, recorder: Recorder, clock: "Stopwatch", size: int
     recorder.write(state.step, "train", means)
     state.sums.clear()
     return f"loss {means['loss']:.2f}"
-
-
-def _monitor_line(figures: dict) -> str:
-    return f"monitored error {figures['error']:.2f} %, bits/dim {figures['bits_per_dim']:.4f}"
 
 
 def _check_finite(state: TrainingState) -> None:
