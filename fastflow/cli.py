@@ -29,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(error, 1 if isinstance(error, FloatingPointError) else 2)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "fastflow":
+        package = (error.name or "fastflow").partition(".")[0]
+        if package == "fastflow":
             raise
-        return _fail(f"the package {error.name} is missing; install it with: pip install 'fastflow[train]'", 2)
+        return _fail(f"the package {package} is missing; install what training needs: pip install 'fastflow[train]'", 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

@@ -5,18 +5,22 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from reference_oracle import checkpoint
 from test_resume import outcome
 from tiny_flow import SMALL
 
 from fastflow import cli
+from fastflow.models import SCNF
 from fastflow.training import loop
 from fastflow.training.record import read_metrics
+from fastflow.training.restore import restore
 from fastflow.training.run import locked
 
 CONFIG = SMALL | {"log_every": 2, "evaluate_every": 2, "checkpoint_every": 2}
@@ -164,6 +168,36 @@ def test_doctor(capsys):
     assert "reference" in capsys.readouterr().out
 
 
+def test_pretrained_models_are_evaluated_sampled_and_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images = torch.randint(0, 256, (30, 8, 8), generator=torch.Generator().manual_seed(0)).numpy()
+    labels = np.arange(30) % 3
+    np.savez("own.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    torch.save(checkpoint(), "model.torch")
+    config = CONFIG | {
+        "data": {"name": "npz", "path": "own.npz", "labels": 12},
+        "model": {
+            "trunk": {"kind": "conv", "hidden": 4},
+            "head": {"kind": "flow", "context_features": 4, "steps": 2, "hidden": 5},
+        },
+    }
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    model = SCNF.from_reference(checkpoint(), prior=[1 / 3] * 3).float()
+    wrong = (model.predict(torch.from_numpy(images)[:, None]) != torch.from_numpy(labels)).sum().item()
+    assert call("eval", "own.yaml", "--pretrained", "model.torch") == 0
+    assert f"{100 * wrong / 30:.2f}" in capsys.readouterr().out
+    assert call("sample", "own.yaml", "--pretrained", "model.torch", "--count", 2, "--out", "own.npz.npz") == 0
+    barely = ("--set", "optimizer.lr=1e-9", "optimizer.ema=null", "steps=1")
+    assert call("train", "own.yaml", "--pretrained", "model.torch", *barely, "--no-figures", "--out", "run") == 0
+    trained = restore(Path("run"))[0].model.state_dict()
+    for name, value in model.state_dict().items():
+        if "prior" not in name:
+            torch.testing.assert_close(trained[name], value, atol=1e-8, rtol=1e-6, msg=name)
+    assert call("train", "own.yaml", "--pretrained", "model.torch", "--set", "model.head.hidden=6") == 2
+    message = "model.torch: head.flow.layers.2.conditioner.input.weight is (5, 12), expected (6, 12)"
+    assert message in capsys.readouterr().err
+
+
 SMALL_SET = ("train", "small.yaml", "--no-figures", "--set")
 BAD = {
     "no such command": (("trian",), "invalid choice: 'trian'"),
@@ -278,6 +312,13 @@ def test_two_processes_do_not_train_in_one_folder(work, capfd):
     with locked(work / "run"):
         assert call("train", "run", "--resume") == 2
     assert "another process is training in this folder" in capfd.readouterr().err
+
+
+def test_a_missing_package_is_named(work, monkeypatch, capfd):
+    monkeypatch.delitem(sys.modules, "fastflow.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert call("figures", "run") == 2
+    assert "the package matplotlib is missing" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

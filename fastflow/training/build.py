@@ -37,8 +37,9 @@ def build_model(config: ModelConfig, shape: tuple[int, int, int], levels: int, c
     features = math.prod(trunk.last_shape)
     if config.head.kind == "gaussian":
         return SCNF(trunk, GaussianClassHead(features, classes, prior=config.prior), levels)
-    flow = conditional_flow(features, classes, **config.head.model_dump(exclude={"kind"}))
-    return SCNF(trunk, FlowClassHead(flow, features, classes, prior=config.prior), levels)
+    context = config.head.context_features or classes
+    flow = conditional_flow(features, context, **config.head.model_dump(exclude={"kind", "context_features"}))
+    return SCNF(trunk, FlowClassHead(flow, features, classes, context, config.prior), levels)
 
 
 def load_pretrained(model: SCNF, path: str) -> None:

@@ -54,6 +54,7 @@ class FlowHead(Section):
     """`fastflow.models.conditional_flow`: SCNF-GLOW; the defaults are the published MNIST head."""
 
     kind: Literal["flow"]
+    context_features: int | None = Field(None, ge=1)  # width of the class embedding, default the number of classes
     levels: int = Field(2, ge=1)
     steps: int = Field(4, ge=1)
     hidden: int = Field(256, ge=1)
