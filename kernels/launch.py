@@ -1,7 +1,7 @@
 """Launch configurations as data: pure functions of the shape and of the device's number of multiprocessors."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from triton import cdiv, next_power_of_2
@@ -21,6 +21,7 @@ class Launch:
     feature_programs: int
 
 
+@lru_cache(maxsize=4096)
 def row_reduction(rows: int, features: int, itemsize: int, multiprocessors: int) -> Launch:
     """For a kernel that reduces every row over its features.
 
@@ -35,6 +36,7 @@ def row_reduction(rows: int, features: int, itemsize: int, multiprocessors: int)
     return Launch(block_rows, block_features, num_warps, row_programs, feature_programs)
 
 
+@lru_cache(maxsize=4096)
 def column_reduction(rows: int, features: int, itemsize: int, multiprocessors: int, reduces: bool) -> Launch:
     """For an elementwise kernel which, if it `reduces`, also reduces every feature over the rows.
 

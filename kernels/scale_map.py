@@ -19,20 +19,17 @@ def scale_map(s, gain, KIND: tl.constexpr, BIAS: tl.constexpr, EPS: tl.constexpr
         larger = divide(1.0, 1.0 + e)
         smaller = e * larger
         sigmoid = tl.where(a >= 0, larger, smaller)
-        if KIND == SIGMOID:
-            complement = tl.where(a >= 0, smaller, larger)
-            c = sigmoid + EPS
-            if EPS == 0:  # c underflows where log c does not
-                log_c = tl.where(a < 0, a, 0.0) - log1p(e)
-                slope = complement
-            else:
-                log_c = log(c)
-                slope = sigmoid * complement / c
+        complement = tl.where(a >= 0, smaller, larger)
+        c = (sigmoid if KIND == SIGMOID else tl.where(a > 0, a, 0.0) + log1p(e)) + EPS
+        if EPS == 0:  # a sigmoid, which underflows where its logarithm does not
+            log_c = tl.where(a < 0, a, 0.0) - log1p(e)
+            slope = complement
+            factor = 1.0 / c if INVERSE else c
         else:
-            c = tl.where(a > 0, a, 0.0) + log1p(e) + EPS
+            reciprocal = divide(1.0, c)
             log_c = log(c)
-            slope = sigmoid / c
-        factor = 1.0 / c if INVERSE else c
+            slope = sigmoid * (complement if KIND == SIGMOID else 1.0) * reciprocal
+            factor = reciprocal if INVERSE else c
     else:
         if KIND == EXP:
             log_c = s

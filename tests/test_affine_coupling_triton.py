@@ -24,7 +24,7 @@ from test_affine_coupling import (  # noqa: F401, collected here to run on this 
     test_rows_do_not_see_each_other,
     test_running_log_det_is_added_to_and_left_alone,
 )
-from triton_process import DEVICE, INTERPRETED, MARKS
+from triton_process import DEVICE, INTERPRETED, MARKS, erring_division
 
 from fastflow._backend import backend as forced_backend
 from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda
@@ -73,6 +73,17 @@ def test_values_and_gradients_in_three_blocks_of_features(name, shift_first, inv
     inputs = make_inputs((ROWS, 600), name, shift_first=shift_first, split="second", dtype=torch.float32)
     weights = torch.randn(ROWS, 600), torch.randn(ROWS)
     expected = bounds(lambda i: everything(eager, i, weights, inverse), inputs)
+    check(everything(affine_coupling, inputs, weights, inverse), expected, inputs)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="replaces the division of the interpreter")
+@both_ways
+@pytest.mark.parametrize("name", ["sigmoid", "sigmoid_no_eps", "softplus", "tanh_gain", "clamp_atan", "soft_clip"])
+def test_tolerance_holds_with_the_division_of_the_hardware(name, inverse, monkeypatch):
+    inputs = make_inputs((13, 301), name, shift_first=inverse, dtype=torch.float32)
+    weights = torch.randn(13, 301), torch.randn(13)
+    expected = bounds(lambda i: everything(eager, i, weights, inverse), inputs)
+    erring_division(monkeypatch)
     check(everything(affine_coupling, inputs, weights, inverse), expected, inputs)
 
 
