@@ -216,7 +216,6 @@ BAD = {
     "kind": ((*SMALL_SET, "model.trunk.kind=cov"), "model.trunk.kind is 'cov', expected 'conv', 'vector'"),
     "no value": ((*SMALL_SET, "steps"), "--set steps: expected key=value"),
     "value as section": ((*SMALL_SET, "steps.more=1"), "--set steps.more=1: steps is a value, not a section"),
-    "warm-up": ((*SMALL_SET, "schedule.warmup=9"), "schedule.warmup is 9, expected less than steps = 4"),
     "too many labels": ((*SMALL_SET, "data.labels=1290"), "data.monitor is 1290 + 30, expected at most 1297"),
     "too few labels": ((*SMALL_SET, "data.labels=9"), "data.labels is 9, expected 0 or at least 10"),
     "nothing to draw": ((*SMALL_SET, "sampling.labelled=0", "data.labels=1297", "data.monitor=0"), "no row has weight"),

@@ -149,6 +149,7 @@ def test_view_loss_is_cross_entropy_with_labels_and_sure_guesses():
         (ScheduleConfig(name="constant"), [1, 1, 1, 1, 1]),
         (ScheduleConfig(name="linear"), [1, 0.8, 0.6, 0.4, 0.2]),
         (ScheduleConfig(name="hat", warmup=2), [0.5, 1, 1, 2 / 3, 1 / 3]),
+        (ScheduleConfig(name="hat", warmup=10), [0.1, 0.2, 0.3, 0.4, 0.5]),
         (ScheduleConfig(name="cosine", warmup=1), [1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
     ],
 )

@@ -142,8 +142,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.schedule.warmup >= self.steps:
-            raise ValueError(f"schedule.warmup is {self.schedule.warmup}, expected less than steps = {self.steps}")
         if self.data.name == "npz" and self.data.path is None:
             raise ValueError("data.path is missing, expected the .npz file")
         return self
