@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from needs import require
 
 import fastflow
 from fastflow import _backend, _library, _proof
@@ -146,6 +147,41 @@ def test_a_changed_source_unproves_what_it_decides(monkeypatch, tmp_path, fresh_
     assert _proved_by(monkeypatch, tmp_path, _record(sources=sources | {source: "another"})) == proved
     del sources[source]
     assert _proved_by(monkeypatch, tmp_path, _record(sources=sources)) == proved
+
+
+@pytest.fixture
+def device(monkeypatch, fresh_states):
+    """A machine that says it has a CUDA device of the capability that the test gives; nothing is run on it."""
+    def of_capability(*capability: int) -> None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+
+    return of_capability
+
+
+def test_triton_on_a_device_is_unproved_until_a_record_shows_it_green(monkeypatch, tmp_path, device):
+    require("triton")
+    device(9, 0)
+    monkeypatch.setattr(_proof, "_RECORDS", ())
+    state = _backend.state("triton")
+    assert state.status == "unproved"
+    assert 'fastflow.backend("triton")' in state.remedy
+
+    _proved_by(monkeypatch, tmp_path, _record())
+    _backend.state.cache_clear()
+    assert _backend.state("triton").status == "available"
+
+
+def test_a_device_too_old_for_the_kernels_is_named(device):
+    require("triton")
+    device(7, 5)
+    state = _backend.state("triton")
+    assert state.status == "unavailable"
+    assert "7.5" in state.reason
+    assert "8.0" in state.remedy
 
 
 def test_doctor_names_every_backend_and_every_remedy():
