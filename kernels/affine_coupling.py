@@ -29,7 +29,10 @@ from .scale_map import ADDITIVE, scale_map
 @triton.jit
 def _select(feature, channel, mask_ptr, MASK_STRIDES: tl.constexpr, SIZES: tl.constexpr, CHANNEL: tl.constexpr,
             FEATURES: tl.constexpr, START: tl.constexpr, STEP: tl.constexpr, ACTIVE: tl.constexpr):
-    """(which features are active, which have a scale and shift, their index along the channels of these)."""
+    """(which features are active, which have a scale and shift, their index along the channels of these).
+
+    Under a mask the second are more than the first, and are loaded: a predicate an element would split wide accesses.
+    """
     selected = (feature < FEATURES) & (channel >= START) & (channel < START + STEP * ACTIVE)
     if STEP > 1:
         selected &= (channel - START) % STEP == 0
