@@ -42,11 +42,12 @@ def test_digits_train_eval_sample_figures(tmp_path):
     assert "curves.png" in fastflow("figures", run, "--out", "again", cwd=tmp_path)
 
 
-def test_mnist_train_and_eval(tmp_path):
+def test_mnist_train(tmp_path):
     require("data")
     small = ["sampling.batch=32", "optimizer.lr=5e-3", "model.trunk.hidden=8", "model.trunk.blocks=1", "model.head.hidden=32",
              "model.head.blocks=1", "data.monitor=64"]
-    printed = fastflow("train", CONFIGS / "mnist.yaml", "--set", "steps=60", "log_every=10", *small, cwd=tmp_path)
+    few = ["--no-figures", "--set", "steps=60", "log_every=10"]
+    printed = fastflow("train", CONFIGS / "mnist.yaml", *few, *small, cwd=tmp_path)
     run = only_run(tmp_path)
     results = json.loads((run / "checkpoints/seed-0/final/state.json").read_text())["results"]
     assert results["bits_per_dim"] < 8.0  # of uniform noise
@@ -54,5 +55,4 @@ def test_mnist_train_and_eval(tmp_path):
     losses = [line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
               if line["split"] == "train"]
     assert losses[-1] < losses[0]
-    assert "label-swaps" in printed
-    assert f"{results['error']:.2f}" in fastflow("eval", run, cwd=tmp_path)
+    assert f"{results['error']:.2f}" in printed
