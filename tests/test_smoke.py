@@ -44,8 +44,8 @@ def test_digits_train_eval_sample_figures(tmp_path):
 
 def test_mnist_train(tmp_path):
     require("data")
-    small = ["sampling.batch=32", "optimizer.lr=5e-3", "model.trunk.hidden=8", "model.trunk.blocks=1", "model.head.hidden=32",
-             "model.head.blocks=1", "data.monitor=64"]
+    small = ["sampling.batch=32", "optimizer.lr=5e-3", "data.monitor=64"]
+    small += [f"model.{size}" for size in ("trunk.hidden=8", "trunk.blocks=1", "head.hidden=32", "head.blocks=1")]
     few = ["--no-figures", "--set", "steps=60", "log_every=10"]
     printed = fastflow("train", CONFIGS / "mnist.yaml", *few, *small, cwd=tmp_path)
     run = only_run(tmp_path)
