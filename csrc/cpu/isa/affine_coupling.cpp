@@ -8,10 +8,19 @@
 namespace fastflow::FASTFLOW_ISA {
 namespace {
 
-// Which lanes of a vector are transformed elements: all of them, or those inside the tile and not masked.
+template <class T>
+struct Input {
+  const T* from;
+  int64_t ahead;  // distance to prefetch at
+};
+
+// The lanes of a vector that are transformed elements: all of them, or those inside the tile and not masked.
 template <class T>
 struct AllLanes {
-  Vec<T> read(const T* from) const { return load(from); }
+  Vec<T> read(const Input<T>& input, int64_t i) const {
+    __builtin_prefetch(input.from + i + input.ahead);
+    return load(input.from + i);
+  }
   void write(T* to, Vec<T> v) const { store(to, v); }
   Vec<T> active(Vec<T> v, Vec<T>) const { return v; }
 };
@@ -21,7 +30,9 @@ struct SomeLanes {
   SomeLanes(const uint8_t* mask, int64_t left) : count(static_cast<int>(smaller(left, width<T>))) {
     transformed = mask == nullptr ? first_lanes<T>(count) : zero_bytes<T>(mask, count);
   }
-  Vec<T> read(const T* from) const { return count == width<T> ? load(from) : load(from, count); }
+  Vec<T> read(const Input<T>& input, int64_t i) const {
+    return count == width<T> ? load(input.from + i) : load(input.from + i, count);
+  }
   void write(T* to, Vec<T> v) const { count == width<T> ? store(to, v) : store(to, v, count); }
   Vec<T> active(Vec<T> v, Vec<T> otherwise) const { return transformed ? v : otherwise; }
 
@@ -29,37 +40,44 @@ struct SomeLanes {
   Lanes<T> transformed;
 };
 
-// Calls step(offset, lanes) for each vector of a row of the tile.
 template <class T, class Step>
-inline void for_each_vector(const Tile<T>& tile, int64_t o, Step step) {
+inline void for_each_vector(int64_t count, const uint8_t* mask, Step step) {
   int64_t i = 0;
-  if (tile.mask == nullptr) {
-    for (; i + width<T> <= tile.inner; i += width<T>) step(i, AllLanes<T>{});
+  if (mask == nullptr) {
+    for (; i + width<T> <= count; i += width<T>) step(i, AllLanes<T>{});
   }
-  for (; i < tile.inner; i += width<T>) {
-    const uint8_t* mask = tile.mask == nullptr ? nullptr : tile.mask + o * tile.pitch[MASK] + i;
-    step(i, SomeLanes<T>(mask, tile.inner - i));
-  }
+  for (; i < count; i += width<T>) step(i, SomeLanes<T>(mask == nullptr ? nullptr : mask + i, count - i));
 }
 
+// One outer row of a tile.
+template <class T>
+struct TileRow {
+  const Tile<T>& tile;
+  int64_t o;
+
+  T* output(Role role) const { return tile.data[role] + o * tile.pitch[role]; }
+  Input<T> input(Role role) const { return {output(role), tile.ahead[role]}; }
+  const uint8_t* mask() const {
+    if (tile.data[MASK] == nullptr) return nullptr;
+    return reinterpret_cast<const uint8_t*>(tile.data[MASK]) + o * tile.pitch[MASK];
+  }
+};
+
 template <class T, class Map, bool inverse>
-void forward_tile(const Tile<T>& tile, const Settings<T>& k, bool shift_first, LogDet<T>* log_det) {
-  LogDetAccumulator<T, Map> total(log_det[0], k.interval);
+void forward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_first, LogDet<T>* log_det) {
+  const Settings<T> k = settings;  // a copy that no store can alias
+  LogDetAccumulator<T, Map> total(k.interval);
   for (int64_t o = 0; o < tile.outer; ++o) {
-    if (tile.row_step && o > 0) {
-      log_det[o - 1] = total.total();
-      total.restart(log_det[o]);
-    }
-    const T* const x = tile.data[X] + o * tile.pitch[X];
-    const T* const scale = tile.data[SCALE] + o * tile.pitch[SCALE];
-    const T* const shift = tile.data[SHIFT] + o * tile.pitch[SHIFT];
-    const T* const gain = tile.data[GAIN] + o * tile.pitch[GAIN];
-    T* const z = tile.data[Z] + o * tile.pitch[Z];
-    for_each_vector(tile, o, [&](int64_t i, auto lanes) {
+    if (o == 0 || tile.outer_is_rows) total.start(tile.continues ? log_det + o : nullptr);
+    if (tile.passive != nullptr) copy_passive(*tile.passive, tile.first_row + o);
+    const TileRow<T> row = {tile, o};
+    const Input<T> x = row.input(X), scale = row.input(SCALE), shift = row.input(SHIFT), gain = row.input(GAIN);
+    T* const z = row.output(Z);
+    for_each_vector<T>(tile.inner, row.mask(), [&](int64_t i, auto lanes) {
       Vec<T> s = {}, g = {};
-      if constexpr (Map::has_scale) s = lanes.read(scale + i);
-      if constexpr (Map::has_gain) g = lanes.read(gain + i);
-      const Vec<T> v = lanes.read(x + i), t = lanes.read(shift + i);
+      if constexpr (Map::has_scale) s = lanes.read(scale, i);
+      if constexpr (Map::has_gain) g = lanes.read(gain, i);
+      const Vec<T> v = lanes.read(x, i), t = lanes.read(shift, i);
       const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, g);
       const Vec<T> m = terms.multiplier;
       const Vec<T> u = inverse ? (shift_first ? v * m - t : (v - t) * m) : (shift_first ? (v + t) * m : v * m + t);
@@ -67,50 +85,52 @@ void forward_tile(const Tile<T>& tile, const Settings<T>& k, bool shift_first, L
       const Vec<T> one = splat<T>(Map::product == Product::of_factors ? 1 : 0);
       total.add(lanes.active(terms.term, Vec<T>{}), lanes.active(terms.factor, one));
     });
+    if (tile.outer_is_rows) total.finish(log_det[o]);
   }
-  log_det[tile.row_step ? tile.outer - 1 : 0] = total.total();
+  if (!tile.outer_is_rows) total.finish(log_det[0]);
 }
 
-// With y the saved tensor, g = grad_z, h = grad_log_det (the table is in the reference, backward_reference):
-//   grad_x = g m, grad_shift = +-g or +-g m, grad log c = +-(w (y +- t) + h) with w = g, or g m from the input;
-// t enters where the saved side is the one it was added to.
+// With y the saved tensor, g = grad_z, h = grad_log_det, m = c or 1/c (the four forms are in backward_reference):
+//   grad_x = g m, grad_shift = +-g or +-g m, grad log c = +-(w (y +- t) + h) with w = g, or g m when y is the input.
+// t enters where y is on the side of the multiplication that the shift was added on.
 template <class T, class Map, bool inverse>
-void backward_tile(const Tile<T>& tile, const Settings<T>& k, bool shift_first, bool from_input, const Vec<T>* h) {
+void backward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_first, bool from_input,
+                   const Vec<T>* h) {
+  const Settings<T> k = settings;
   const bool shifted = (shift_first == inverse) != from_input, plus = inverse != from_input;
   const bool scaled_shift = shift_first != inverse;
   for (int64_t o = 0; o < tile.outer; ++o) {
-    const Vec<T> grad_log_det = h[tile.row_step ? o : 0];
-    const auto row = [&](Role role) { return tile.data[role] + o * tile.pitch[role]; };
-    T* const grad_scale = row(GRAD_SCALE);
-    for_each_vector(tile, o, [&](int64_t i, auto lanes) {
-      Vec<T> s = {}, gain = {};
-      if constexpr (Map::has_scale) s = lanes.read(row(SCALE) + i);
-      if constexpr (Map::has_gain) gain = lanes.read(row(GAIN) + i);
-      const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, gain);
-      const Vec<T> g = lanes.read(row(X) + i), scaled = g * terms.multiplier;
-      lanes.write(row(Z) + i, lanes.active(scaled, g));
-      const Vec<T> grad_shift = scaled_shift ? scaled : g;
-      lanes.write(row(GRAD_SHIFT) + i, lanes.active(inverse ? -grad_shift : grad_shift, Vec<T>{}));
+    if (tile.passive != nullptr) copy_passive(*tile.passive, tile.first_row + o);
+    const Vec<T> grad_log_det = h[tile.outer_is_rows ? o : 0];
+    const TileRow<T> row = {tile, o};
+    const Input<T> grad_z = row.input(X), saved = row.input(SAVED), shift = row.input(SHIFT);
+    const Input<T> scale = row.input(SCALE), gain = row.input(GAIN);
+    T *const grad_x = row.output(Z), *const grad_shift = row.output(GRAD_SHIFT);
+    T *const grad_scale = row.output(GRAD_SCALE), *const grad_gain = row.output(GRAD_GAIN);
+    for_each_vector<T>(tile.inner, row.mask(), [&](int64_t i, auto lanes) {
+      Vec<T> s = {}, a = {};
+      if constexpr (Map::has_scale) s = lanes.read(scale, i);
+      if constexpr (Map::has_gain) a = lanes.read(gain, i);
+      const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, a);
+      const Vec<T> g = lanes.read(grad_z, i), scaled = g * terms.multiplier;
+      const Vec<T> from_shift = scaled_shift ? scaled : g;
+      lanes.write(grad_x + i, lanes.active(scaled, g));
+      lanes.write(grad_shift + i, lanes.active(inverse ? -from_shift : from_shift, Vec<T>{}));
       if constexpr (Map::has_scale) {
-        Vec<T> y = lanes.read(row(SAVED) + i);
+        Vec<T> y = lanes.read(saved, i);
         if (shifted) {
-          const Vec<T> t = lanes.read(row(SHIFT) + i);
+          const Vec<T> t = lanes.read(shift, i);
           y = plus ? y + t : y - t;
         }
         Vec<T> grad_log_c = (from_input ? scaled : g) * y + grad_log_det;
         if (inverse) grad_log_c = -grad_log_c;
         lanes.write(grad_scale + i, lanes.active(grad_log_c * terms.slope, Vec<T>{}));
         if constexpr (Map::has_gain) {
-          lanes.write(row(GRAD_GAIN) + i, lanes.active(grad_log_c * terms.gain_slope, Vec<T>{}));
+          lanes.write(grad_gain + i, lanes.active(grad_log_c * terms.gain_slope, Vec<T>{}));
         }
       }
     });
   }
-}
-
-template <class T, class Map>
-void start(LogDet<T>* rows) {
-  for (int row = 0; row < width<T>; ++row) rows[row] = no_terms<T, Map>();
 }
 
 template <class T, class Map, bool inverse>
@@ -120,7 +140,6 @@ Vec<T> finish(LogDet<T>* rows, bool lanes_are_rows) {
 
 template <class T>
 struct Kernels {
-  void (*start)(LogDet<T>* rows);
   void (*forward)(const Tile<T>&, const Settings<T>&, bool shift_first, LogDet<T>*);
   Vec<T> (*finish)(LogDet<T>* rows, bool lanes_are_rows);
   void (*backward)(const Tile<T>&, const Settings<T>&, bool shift_first, bool from_input, const Vec<T>* h);
@@ -128,8 +147,8 @@ struct Kernels {
 
 template <class T, class Map>
 Kernels<T> kernels_of(bool inverse) {
-  if (inverse) return {start<T, Map>, forward_tile<T, Map, true>, finish<T, Map, true>, backward_tile<T, Map, true>};
-  return {start<T, Map>, forward_tile<T, Map, false>, finish<T, Map, false>, backward_tile<T, Map, false>};
+  if (inverse) return {forward_tile<T, Map, true>, finish<T, Map, true>, backward_tile<T, Map, true>};
+  return {forward_tile<T, Map, false>, finish<T, Map, false>, backward_tile<T, Map, false>};
 }
 
 template <class T>
@@ -170,12 +189,10 @@ void forward(const AffineCoupling& c, int64_t first_row, int64_t last_row) {
   const auto* running = static_cast<const T*>(c.log_det);
   auto* log_det = static_cast<T*>(c.log_det_out);
   Tiles<T> tiles(c);
-  LogDet<T> totals[width<T>];
+  LogDet<T> totals[width<T>] = {};
   const int64_t step = block_rows<T>(c);
   for (int64_t row = first_row; row < last_row; row += step) {
     const int64_t rows = smaller(step, last_row - row);
-    copy_passive(c, row, rows);
-    run.start(totals);
     tiles.for_each(row, rows, [&](const Tile<T>& tile, int64_t r) { run.forward(tile, k, c.shift_first, totals + r); });
     const Vec<T> own = run.finish(totals, tiles.lanes_are_rows);
     for (int64_t r = 0; r < rows; ++r) {
@@ -194,7 +211,6 @@ void backward(const AffineCoupling& c, int64_t first_row, int64_t last_row) {
   const int64_t step = block_rows<T>(c);
   for (int64_t row = first_row; row < last_row; row += step) {
     const int64_t rows = smaller(step, last_row - row);
-    copy_passive(c, row, rows);
     for (int64_t r = 0; r < rows && grad_log_det != nullptr; ++r) {
       const T value = grad_log_det[(row + r) * c.log_det_stride];
       if (tiles.lanes_are_rows) {

@@ -33,21 +33,29 @@ inline LogDet<T> no_terms() {
 template <class T, class Map>
 class LogDetAccumulator {
  public:
-  LogDetAccumulator(const LogDet<T>& start, int interval) : total_(start), interval_(interval) {}
+  explicit LogDetAccumulator(int interval) : interval_(interval) {}
 
-  void add(Vec<T> term, Vec<T> factor) {
+  // nullptr: from nothing.
+  void start(const LogDet<T>* from) { total_ = from == nullptr ? no_terms<T, Map>() : *from; }
+
+  FASTFLOW_INLINE void add(Vec<T> term, Vec<T> factor) {
     if constexpr (Map::has_terms) part_ += term;
     if constexpr (Map::product == Product::of_factors) total_.product *= factor;
     if constexpr (Map::product == Product::of_one_plus) total_.product += factor * (total_.product + 1);
     if (++pending_ == interval_) flush();
   }
 
-  const LogDet<T>& total() {
+  void finish(LogDet<T>& total) {
     flush();
-    return total_;
+    if constexpr (Map::has_terms) {
+      total.sum = total_.sum;
+      total.lost = total_.lost;
+    }
+    if constexpr (Map::product != Product::none) {
+      total.product = total_.product;
+      total.exponent = total_.exponent;
+    }
   }
-
-  void restart(const LogDet<T>& start) { total_ = start; }
 
  private:
   void flush() {
@@ -69,7 +77,7 @@ class LogDetAccumulator {
     }
   }
 
-  LogDet<T> total_;
+  LogDet<T> total_ = no_terms<T, Map>();
   Vec<T> part_{};
   int pending_ = 0, interval_;
 };

@@ -7,7 +7,7 @@
 
 namespace fastflow::FASTFLOW_ISA {
 
-// memcpy without its call for the short rows of small flows.
+// memcpy without its call, which short rows would notice.
 inline void copy_bytes(char* to, const char* from, int64_t bytes) {
   if (bytes < 64 || bytes > 2048) {
     memcpy(to, from, bytes);
@@ -37,27 +37,27 @@ inline void copy_run(char* to, const char* from, int64_t count, int64_t to_strid
   copy_strided<uint64_t>(to, from, count, to_stride, from_stride);
 }
 
-inline void copy_passive(const AffineCoupling& c, int64_t first_row, int64_t rows) {
-  for (int n = 0; n < c.copies; ++n) {
-    const Copy& copy = c.copy[n];
-    const Operand &from = copy.operand[0], &to = copy.operand[1];
-    const int64_t bytes = bytes_of[to.dtype];
-    int64_t runs = 1;
-    for (int d = 1; d < copy.dims; ++d) runs *= copy.size[d];
-    for (int64_t row = first_row; row < first_row + rows; ++row) {
-      for (int64_t run = 0; run < runs; ++run) {
-        int64_t from_offset = row * from.row_stride, to_offset = row * to.row_stride, rest = run;
-        for (int d = 1; d < copy.dims; ++d) {
-          const int64_t index = rest % copy.size[d];
-          from_offset += index * from.stride[d];
-          to_offset += index * to.stride[d];
-          rest /= copy.size[d];
-        }
-        copy_run(to.data + to_offset * bytes, from.data + from_offset * bytes, copy.size[0], to.stride[0],
-                 from.stride[0], bytes);
-      }
+inline void copy_row(const Copy& copy, int64_t row) {
+  const Operand &from = copy.operand[0], &to = copy.operand[1];
+  const int64_t bytes = bytes_of[to.dtype];
+  const char* const source = from.data + row * from.row_stride * bytes;
+  char* const target = to.data + row * to.row_stride * bytes;
+  int64_t runs = 1;
+  for (int d = 1; d < copy.dims; ++d) runs *= copy.size[d];
+  for (int64_t run = 0; run < runs; ++run) {
+    int64_t from_offset = 0, to_offset = 0, rest = run;
+    for (int d = 1; d < copy.dims; ++d) {
+      const int64_t index = rest % copy.size[d];
+      from_offset += index * from.stride[d];
+      to_offset += index * to.stride[d];
+      rest /= copy.size[d];
     }
+    copy_run(target + to_offset * bytes, source + from_offset * bytes, copy.size[0], to.stride[0], from.stride[0], bytes);
   }
+}
+
+inline void copy_passive(const AffineCoupling& c, int64_t row) {
+  for (int n = 0; n < c.copies; ++n) copy_row(c.copy[n], row);
 }
 
 }  // namespace fastflow::FASTFLOW_ISA

@@ -23,7 +23,7 @@ struct ScaleTerms {
 };
 
 template <bool inverse, class T>
-inline ScaleTerms<T> from_log(Vec<T> log_c, Vec<T> slope, Vec<T> gain_slope = Vec<T>{}) {
+FASTFLOW_INLINE ScaleTerms<T> from_log(Vec<T> log_c, Vec<T> slope, Vec<T> gain_slope = Vec<T>{}) {
   const Vec<T> log_m = inverse ? -log_c : log_c;
   return {.multiplier = exp(log_m), .term = log_m, .slope = slope, .gain_slope = gain_slope};
 }
@@ -38,14 +38,14 @@ struct Additive : LogMap {
   static constexpr bool has_scale = false, has_terms = false;
 
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>&, Vec<T>, Vec<T>) {
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>&, Vec<T>, Vec<T>) {
     return {.multiplier = splat<T>(1)};
   }
 };
 
 struct Exp : LogMap {
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>&, Vec<T> s, Vec<T>) {
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>&, Vec<T> s, Vec<T>) {
     return from_log<inverse, T>(s, splat<T>(1));
   }
 };
@@ -56,8 +56,8 @@ struct Sigmoid : LogMap {
   static constexpr int product_sign(bool inverse) { return inverse ? 1 : -1; }
 
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> a = s + k.bias, e = exp(-absolute<T>(a)), denominator = e + 1;
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
+    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute(a), denominator = e + 1;
     const Lanes<T> negative = a < 0;
     const Vec<T> numerator = negative ? e : splat<T>(1), log_numerator = negative ? a : Vec<T>{};
     const Vec<T> slope = (negative ? splat<T>(1) : e) / denominator;
@@ -71,8 +71,8 @@ struct SigmoidPlusEps : LogMap {
   static constexpr Product product = Product::of_factors;
 
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> a = s + k.bias, e = exp(-absolute<T>(a)), denominator = e + 1;
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
+    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute(a), denominator = e + 1;
     const Vec<T> numerator = (a < 0 ? e : splat<T>(1)) + k.eps * denominator;
     const Vec<T> m = inverse ? denominator / numerator : numerator / denominator;
     return {.multiplier = m, .factor = m, .slope = e / (denominator * numerator)};
@@ -86,8 +86,8 @@ struct SoftplusPlusEps : LogMap {
   static constexpr int product_sign(bool inverse) { return inverse ? -1 : 1; }
 
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> a = s + k.bias, e = exp(-absolute<T>(a));
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
+    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute(a);
     const Lanes<T> negative = a < 0;
     const Vec<T> c = (negative ? Vec<T>{} : a) + e * log1p_ratio(e) + k.eps;
     const Vec<T> slope = (negative ? e : splat<T>(1)) / ((e + 1) * c);
@@ -99,7 +99,7 @@ struct GainTanh : LogMap {
   static constexpr bool has_gain = true;
 
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>&, Vec<T> s, Vec<T> gain) {
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>&, Vec<T> s, Vec<T> gain) {
     const Vec<T> t = tanh(s);
     return from_log<inverse, T>(gain * t, gain * (1 - t * t), t);
   }
@@ -107,7 +107,7 @@ struct GainTanh : LogMap {
 
 struct ClampTanh : LogMap {
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
     const Vec<T> t = tanh(s);
     return from_log<inverse, T>(k.clamp * t, k.clamp * (1 - t * t));
   }
@@ -116,7 +116,7 @@ struct ClampTanh : LogMap {
 // 2 (sigmoid(s) - 1/2) = tanh(s / 2).
 struct ClampSigmoid : LogMap {
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
     const Vec<T> t = tanh(s * T(0.5));
     return from_log<inverse, T>(k.clamp * t, T(0.5) * k.clamp * (1 - t * t));
   }
@@ -124,7 +124,7 @@ struct ClampSigmoid : LogMap {
 
 struct ClampAtan : LogMap {
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
     const T clamp = k.clamp * T(0.636);
     return from_log<inverse, T>(clamp * atan(s), clamp / (s * s + 1));
   }
@@ -132,7 +132,7 @@ struct ClampAtan : LogMap {
 
 struct SoftClip : LogMap {
   template <bool inverse, class T>
-  static ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
     const Vec<T> damping = 1 / (absolute<T>(s) / k.clamp + 1);
     return from_log<inverse, T>(s * damping, damping * damping);
   }

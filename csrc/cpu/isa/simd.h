@@ -20,6 +20,9 @@
 #include <stdint.h>
 #include <string.h>
 
+// The compiler would rather call exp from a loop that uses it twice, and the loop would lose its registers.
+#define FASTFLOW_INLINE inline __attribute__((always_inline))
+
 namespace fastflow::FASTFLOW_ISA {
 
 #if defined(__AVX512F__)
@@ -55,24 +58,24 @@ template <class T>
 constexpr int width = register_bytes / sizeof(T);
 
 template <class T>
-inline Vec<T> splat(T value) {
+FASTFLOW_INLINE Vec<T> splat(T value) {
   return value - Vec<T>{};
 }
 
 template <class T>
-inline Vec<T> load(const T* from) {
+FASTFLOW_INLINE Vec<T> load(const T* from) {
   Vec<T> v;
   memcpy(&v, from, sizeof v);
   return v;
 }
 
 template <class T>
-inline void store(T* to, Vec<T> v) {
+FASTFLOW_INLINE void store(T* to, Vec<T> v) {
   memcpy(to, &v, sizeof v);
 }
 
 template <class T>
-inline Lanes<T> first_lanes(int count) {
+FASTFLOW_INLINE Lanes<T> first_lanes(int count) {
   Lanes<T> index;
   for (int lane = 0; lane < width<T>; ++lane) index[lane] = lane;
   return index < count;
@@ -80,51 +83,51 @@ inline Lanes<T> first_lanes(int count) {
 
 // The first `count` < width lanes; the others read as 0 and are not written.
 #if defined(__AVX512F__)
-inline Vec<float> load(const float* from, int count) { return _mm512_maskz_loadu_ps((1u << count) - 1, from); }
-inline Vec<double> load(const double* from, int count) { return _mm512_maskz_loadu_pd((1u << count) - 1, from); }
-inline void store(float* to, Vec<float> v, int count) { _mm512_mask_storeu_ps(to, (1u << count) - 1, v); }
-inline void store(double* to, Vec<double> v, int count) { _mm512_mask_storeu_pd(to, (1u << count) - 1, v); }
+FASTFLOW_INLINE Vec<float> load(const float* from, int count) { return _mm512_maskz_loadu_ps((1u << count) - 1, from); }
+FASTFLOW_INLINE Vec<double> load(const double* from, int count) { return _mm512_maskz_loadu_pd((1u << count) - 1, from); }
+FASTFLOW_INLINE void store(float* to, Vec<float> v, int count) { _mm512_mask_storeu_ps(to, (1u << count) - 1, v); }
+FASTFLOW_INLINE void store(double* to, Vec<double> v, int count) { _mm512_mask_storeu_pd(to, (1u << count) - 1, v); }
 #elif defined(__AVX2__)
-inline Vec<float> load(const float* from, int count) {
+FASTFLOW_INLINE Vec<float> load(const float* from, int count) {
   return _mm256_maskload_ps(from, (__m256i)first_lanes<float>(count));
 }
-inline Vec<double> load(const double* from, int count) {
+FASTFLOW_INLINE Vec<double> load(const double* from, int count) {
   return _mm256_maskload_pd(from, (__m256i)first_lanes<double>(count));
 }
-inline void store(float* to, Vec<float> v, int count) {
+FASTFLOW_INLINE void store(float* to, Vec<float> v, int count) {
   _mm256_maskstore_ps(to, (__m256i)first_lanes<float>(count), v);
 }
-inline void store(double* to, Vec<double> v, int count) {
+FASTFLOW_INLINE void store(double* to, Vec<double> v, int count) {
   _mm256_maskstore_pd(to, (__m256i)first_lanes<double>(count), v);
 }
 #else
 template <class T>
-inline Vec<T> load(const T* from, int count) {
+FASTFLOW_INLINE Vec<T> load(const T* from, int count) {
   Vec<T> v = {};
   for (int lane = 0; lane < count; ++lane) v[lane] = from[lane];
   return v;
 }
 template <class T>
-inline void store(T* to, Vec<T> v, int count) {
+FASTFLOW_INLINE void store(T* to, Vec<T> v, int count) {
   for (int lane = 0; lane < count; ++lane) to[lane] = v[lane];
 }
 #endif
 
 // The larger and the smaller of the two; a NaN in x comes through.
 #if defined(__AVX512F__)
-inline Vec<float> at_least(float bound, Vec<float> x) { return _mm512_max_ps(splat(bound), x); }
-inline Vec<float> at_most(float bound, Vec<float> x) { return _mm512_min_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<float> at_least(float bound, Vec<float> x) { return _mm512_max_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<float> at_most(float bound, Vec<float> x) { return _mm512_min_ps(splat(bound), x); }
 #elif defined(__AVX2__)
-inline Vec<float> at_least(float bound, Vec<float> x) { return _mm256_max_ps(splat(bound), x); }
-inline Vec<float> at_most(float bound, Vec<float> x) { return _mm256_min_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<float> at_least(float bound, Vec<float> x) { return _mm256_max_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<float> at_most(float bound, Vec<float> x) { return _mm256_min_ps(splat(bound), x); }
 #else
-inline Vec<float> at_least(float bound, Vec<float> x) { return x < bound ? splat(bound) : x; }
-inline Vec<float> at_most(float bound, Vec<float> x) { return x > bound ? splat(bound) : x; }
+FASTFLOW_INLINE Vec<float> at_least(float bound, Vec<float> x) { return x < bound ? splat(bound) : x; }
+FASTFLOW_INLINE Vec<float> at_most(float bound, Vec<float> x) { return x > bound ? splat(bound) : x; }
 #endif
 
 // Lanes whose byte is 0, of `count` bytes; false beyond them.
 template <class T>
-inline Lanes<T> zero_bytes(const uint8_t* from, int count) {
+FASTFLOW_INLINE Lanes<T> zero_bytes(const uint8_t* from, int count) {
   typename Register<T>::bytes bytes;
   memset(&bytes, 1, sizeof bytes);
   if (count == width<T>) {
@@ -136,12 +139,17 @@ inline Lanes<T> zero_bytes(const uint8_t* from, int count) {
 }
 
 template <class T>
-inline Vec<T> absolute(Vec<T> x) {
+FASTFLOW_INLINE Vec<T> absolute(Vec<T> x) {
   return (Vec<T>)((Lanes<T>)x & ~(Lanes<T>)splat<T>(-0.0f));
 }
 
 template <class T>
-inline Vec<T> copy_sign(Vec<T> size, Vec<T> x) {
+FASTFLOW_INLINE Vec<T> minus_absolute(Vec<T> x) {
+  return (Vec<T>)((Lanes<T>)x | (Lanes<T>)splat<T>(-0.0f));
+}
+
+template <class T>
+FASTFLOW_INLINE Vec<T> copy_sign(Vec<T> size, Vec<T> x) {
   return (Vec<T>)((Lanes<T>)size | ((Lanes<T>)x & (Lanes<T>)splat<T>(-0.0f)));
 }
 
@@ -152,7 +160,7 @@ struct Split {
 };
 
 template <class T>
-inline Split<T> split(Vec<T> x) {
+FASTFLOW_INLINE Split<T> split(Vec<T> x) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == sizeof(float)) {
     return {_mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src), _mm512_getexp_ps(x)};
@@ -170,7 +178,7 @@ inline Split<T> split(Vec<T> x) {
 }
 
 // p 2^n for integral n in [-150, 128].
-inline Vec<float> scale_by_power(Vec<float> p, Vec<float> n) {
+FASTFLOW_INLINE Vec<float> scale_by_power(Vec<float> p, Vec<float> n) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, n);
 #else  // in two steps, so that the subnormal range is reached
@@ -181,8 +189,9 @@ inline Vec<float> scale_by_power(Vec<float> p, Vec<float> n) {
 
 constexpr float round_bits = 12582912.0f;  // 1.5 2^23: adding it leaves no bits for a fraction
 
-inline Vec<float> exp(Vec<float> x) {
-  x = at_most(89.0f, at_least(-104.0f, x));  // exp(89) rounds to infinity, exp(-104) to 0
+// For x <= 89, beyond which exp rounds to infinity.
+FASTFLOW_INLINE Vec<float> exp_below_limit(Vec<float> x) {
+  x = at_least(-104.0f, x);  // exp(-104) rounds to 0
   const Vec<float> n = (x * 1.44269504f + round_bits) - round_bits;
   Vec<float> r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in 9 bits
   r = r + n * 2.12194440e-4f;
@@ -195,7 +204,10 @@ inline Vec<float> exp(Vec<float> x) {
   return scale_by_power(p, n);
 }
 
-inline Vec<float> log(Split<float> x) {
+FASTFLOW_INLINE Vec<float> exp(Vec<float> x) { return exp_below_limit(at_most(89.0f, x)); }
+FASTFLOW_INLINE Vec<float> exp_of_minus_absolute(Vec<float> x) { return exp_below_limit(minus_absolute<float>(x)); }
+
+FASTFLOW_INLINE Vec<float> log(Split<float> x) {
   const Lanes<float> large = x.mantissa > 1.41421356f;
   const Vec<float> exponent = large ? x.exponent + 1.0f : x.exponent;
   const Vec<float> f = (large ? x.mantissa * 0.5f : x.mantissa) - 1.0f, square = f * f;
@@ -212,7 +224,7 @@ inline Vec<float> log(Split<float> x) {
 }
 
 // log(1 + x) / x for 0 <= x <= 1.
-inline Vec<float> log1p_ratio(Vec<float> x) {
+FASTFLOW_INLINE Vec<float> log1p_ratio(Vec<float> x) {
   Vec<float> p = x * -0.0032268476f + 0.019789271f;
   p = p * x + -0.056879718f;
   p = p * x + 0.10600581f;
@@ -225,7 +237,7 @@ inline Vec<float> log1p_ratio(Vec<float> x) {
 }
 
 // E / (E + 2) with E = exp(2x) - 1, whose relative error stays small near 0.
-inline Vec<float> tanh(Vec<float> x) {
+FASTFLOW_INLINE Vec<float> tanh(Vec<float> x) {
   const Vec<float> size = absolute<float>(x), twice = at_most(20.0f, size + size);
   const Vec<float> shifted = twice * 1.44269504f + round_bits, n = shifted - round_bits;
   Vec<float> r = twice - n * 0.693359375f;
@@ -240,7 +252,7 @@ inline Vec<float> tanh(Vec<float> x) {
   return copy_sign<float>(e / (e + 2.0f), x);
 }
 
-inline Vec<float> atan(Vec<float> x) {
+FASTFLOW_INLINE Vec<float> atan(Vec<float> x) {
   const Vec<float> size = absolute<float>(x);
   const Lanes<float> large = size > 1.0f;
   const Vec<float> t = (large ? splat(1.0f) : size) / (large ? size : splat(1.0f));
@@ -256,19 +268,20 @@ inline Vec<float> atan(Vec<float> x) {
   return copy_sign<float>(large ? 1.57079633f - p : p, x);
 }
 
-inline Vec<double> each_lane(Vec<double> x, double (*f)(double)) {
+FASTFLOW_INLINE Vec<double> each_lane(Vec<double> x, double (*f)(double)) {
   for (int lane = 0; lane < width<double>; ++lane) x[lane] = f(x[lane]);
   return x;
 }
-inline Vec<double> exp(Vec<double> x) { return each_lane(x, ::exp); }
-inline Vec<double> log(Split<double> x) {
+FASTFLOW_INLINE Vec<double> exp(Vec<double> x) { return each_lane(x, ::exp); }
+FASTFLOW_INLINE Vec<double> exp_of_minus_absolute(Vec<double> x) { return exp(minus_absolute<double>(x)); }
+FASTFLOW_INLINE Vec<double> log(Split<double> x) {
   const Lanes<double> large = x.mantissa > 1.4142135623730951;
   const Vec<double> mantissa = large ? x.mantissa * 0.5 : x.mantissa;
   return each_lane(mantissa, ::log) + (large ? x.exponent + 1 : x.exponent) * 0.6931471805599453;
 }
-inline Vec<double> tanh(Vec<double> x) { return each_lane(x, ::tanh); }
-inline Vec<double> atan(Vec<double> x) { return each_lane(x, ::atan); }
-inline Vec<double> log1p_ratio(Vec<double> x) {
+FASTFLOW_INLINE Vec<double> tanh(Vec<double> x) { return each_lane(x, ::tanh); }
+FASTFLOW_INLINE Vec<double> atan(Vec<double> x) { return each_lane(x, ::atan); }
+FASTFLOW_INLINE Vec<double> log1p_ratio(Vec<double> x) {
   return each_lane(x, [](double y) { return y == 0 ? 1.0 : ::log1p(y) / y; });
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "convert.h"
+#include "passive.h"
 
 namespace fastflow::FASTFLOW_ISA {
 
@@ -16,12 +17,14 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class T>
 struct Tile {
-  T* data[ROLES];  // nullptr where absent
+  T* data[ROLES];  // nullptr where absent; MASK points to bytes
   int64_t pitch[ROLES];
-  const uint8_t* mask;
-  int64_t mask_pitch;
+  int64_t ahead[ROLES];  // what to prefetch: the next row, or the next kilobytes of a long one
   int64_t outer, inner;
-  int row_step;  // 1: each outer index is a row
+  bool outer_is_rows;
+  bool continues;                 // an earlier tile holds elements of the same rows
+  const AffineCoupling* passive;  // whose passive elements are to be copied, outer row by outer row, from first_row on
+  int64_t first_row;
 };
 
 inline void add(double& sum, double& lost, double value) {
@@ -70,22 +73,34 @@ class Tiles {
     const int64_t outer = size(1, rows), inner = size(0, rows);
     const int64_t inner_step = packing_ ? smaller(inner, capacity) : inner;
     const int64_t outer_step = packing_ ? capacity / inner_step : outer;
+    const bool outer_is_rows = order_[1] == row_axis;
+    if (!outer_is_rows) {
+      for (int64_t row = first_row; row < first_row + rows; ++row) copy_passive(c_, row);
+    }
     int64_t loops = 1;
     for (int axis = 2; axis <= c_.dims; ++axis) loops *= size(axis, rows);
     for (int64_t loop = 0; loop < loops; ++loop) {
       int64_t index[max_dims + 1] = {}, rest = loop, row = 0;
+      bool row_started = false;
       for (int axis = 2; axis <= c_.dims; ++axis) {
         index[axis] = rest % size(axis, rows);
         rest /= size(axis, rows);
-        if (order_[axis] == row_axis) row = index[axis];
+        if (order_[axis] == row_axis) {
+          row = index[axis];
+        } else {
+          row_started |= index[axis] > 0;
+        }
       }
       for (index[1] = 0; index[1] < outer; index[1] += outer_step) {
         for (index[0] = 0; index[0] < inner; index[0] += inner_step) {
           Tile<T> tile = {};
           tile.outer = smaller(outer_step, outer - index[1]);
           tile.inner = smaller(inner_step, inner - index[0]);
-          tile.row_step = order_[1] == row_axis;
-          run_tile(tile, first_row, index, tile.row_step ? index[1] : row, run);
+          tile.outer_is_rows = outer_is_rows;
+          tile.continues = row_started || index[0] > 0 || (index[1] > 0 && !outer_is_rows);
+          tile.passive = outer_is_rows && index[0] == 0 ? &c_ : nullptr;
+          tile.first_row = first_row + index[1];
+          run_tile(tile, first_row, index, outer_is_rows ? index[1] : row, run);
         }
       }
     }
@@ -128,6 +143,8 @@ class Tiles {
       T* const buffer = buffers_[role];
       tile.data[role] = direct_[role] ? reinterpret_cast<T*>(place[role]) : buffer;
       tile.pitch[role] = direct_[role] ? stride(role, 1) : tile.inner;
+      const int64_t pitch = tile.pitch[role];
+      tile.ahead[role] = direct_[role] && pitch >= 256 ? smaller(pitch, 1024) : 0;
       if (direct_[role] || role >= Z) continue;
       const Box box = {tile.outer, tile.inner, stride(role, 1), stride(role, 0)};
       if (role == MASK) {
@@ -136,7 +153,6 @@ class Tiles {
         pack(buffer, place[role], operand.dtype, box);
       }
     }
-    tile.mask = reinterpret_cast<const uint8_t*>(tile.data[MASK]);
     run(tile, row);
     for (int n = 0; n < present_count_; ++n) {
       const Role role = present_[n];
