@@ -168,6 +168,6 @@ def _problem(op: str, name: str, device_type: str) -> str | None:
 def _has_kernel(op: str, name: str) -> bool:
     if name == "triton":
         return hasattr(importlib.import_module("fastflow.kernels"), f"{op}_cuda")
-    if name == "cuda":
-        return hasattr(torch.ops.fastflow_cuda, op)
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow::{op}", "CPU")
+    namespace, key = ("fastflow_cuda", "CUDA") if name == "cuda" else ("fastflow", "CPU")
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key
+    return hasattr(getattr(torch.ops, namespace), op) and registered(f"{namespace}::{op}", key)

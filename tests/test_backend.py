@@ -175,6 +175,14 @@ def test_triton_on_a_device_is_unproved_until_a_record_shows_it_green(monkeypatc
     assert _backend.state("triton").status == "available"
 
 
+def test_an_op_without_a_kernel_of_a_backend_is_named_on_a_device(device):
+    require("nvcc")
+    device(9, 0)
+    with pytest.raises(RuntimeError, match="affine_coupling: backend 'cuda' was asked for and has no kernel of this op"):
+        _backend.require("affine_coupling", "cuda", "cuda")
+    _backend.require("gaussian_class_scores", "cuda", "cuda")
+
+
 def test_a_device_too_old_for_the_kernels_is_named(device):
     require("triton")
     device(7, 5)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from needs import require
 from oracles import assert_three_way
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastflow
 from fastflow import _library
@@ -115,6 +116,16 @@ def test_cuda_kernels_use_no_stack_and_few_registers():
         assert (int(stack), int(local)) == (0, 0), f"{name} spills"
         assert int(registers) <= 48, f"{name}: five blocks of 256 threads no longer fit"
         assert int(shared) <= 16 * 1024, name
+
+
+def test_cuda_kernel_is_registered_under_the_schema_of_the_op():
+    require("nvcc")
+    op = torch.ops.fastflow_cuda.gaussian_class_scores.default
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("fastflow_cuda::gaussian_class_scores", "CUDA")
+    own = str(torch.ops.fastflow.gaussian_class_scores.default._schema)
+    assert str(op._schema) == own.replace("fastflow::", "fastflow_cuda::")
+    with FakeTensorMode():
+        assert op(torch.empty(5, 4), torch.empty(3, 4), torch.empty(3, 4), torch.empty(3)).shape == (5, 3)
 
 
 @pytest.fixture(scope="module")

@@ -72,11 +72,8 @@ Tensor gaussian_class_scores(const Tensor& z, const Tensor& means, const Tensor&
 }  // namespace
 }  // namespace fastflow
 
-// Not under fastflow::, whose CUDA key belongs to the Python that weighs whether this kernel is proved.
-STABLE_TORCH_LIBRARY_FRAGMENT(fastflow_cuda, m) {
-  m.def("gaussian_class_scores(Tensor z, Tensor means, Tensor log_scales, Tensor log_prior) -> Tensor");
-}
-
+// Not under fastflow::, whose CUDA key belongs to the Python that weighs whether this kernel is proved. The schema is in
+// fastflow/ops.
 STABLE_TORCH_LIBRARY_IMPL(fastflow_cuda, CUDA, m) {
   m.impl("gaussian_class_scores", TORCH_BOX(&fastflow::gaussian_class_scores));
 }

@@ -24,6 +24,9 @@ class Op:
         torch.library.register_fake(qualified, fake)
         if on_cuda is not None:
             torch.library.impl(qualified, "CUDA", self._launch_or_fall_back(fallback))
+        if on_cuda == "cuda":  # the native library's kernel, apart from the CUDA key, which weighs whether to call it
+            torch.library.define(f"fastflow_cuda::{name}", schema)
+            torch.library.register_fake(f"fastflow_cuda::{name}", fake)
         self.dispatch = getattr(torch.ops.fastflow, name).default
 
     def _launch_or_fall_back(self, fallback: Callable) -> Callable:
