@@ -36,14 +36,14 @@ sanitize: setup
 	FASTFLOW_CPU_ISA=baseline $(SANITIZED) tests/test_affine_coupling.py
 
 smoke: setup
-	$(BIN)/pytest -m smoke
+	$(BIN)/pytest -m smoke --timeout 1800
 
 lint: setup
 	$(BIN)/ruff check .
 
 setup: build/native.stamp
 
-.venv/stamp: pyproject.toml constraints.txt
+.venv/stamp: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt 'setuptools>=77' cmake ninja torch
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[train,test]'
