@@ -70,6 +70,7 @@ class Count(TorchDispatchMode):
         ("nflows", "additive", "forward", 9),
         ("normflows", "exp", "forward", 9), ("normflows", "exp", "inverse", 11),
         ("normflows", "sigmoid", "forward", 11), ("normflows", "sigmoid", "inverse", 12),
+        ("normflows", "additive", "forward", 7),
     ],
 )
 def test_library_arithmetic_dispatches_what_the_library_does(provider, variant, direction, operations):

@@ -89,6 +89,10 @@ def eager(case: Case, given: Inputs) -> Call:
     return additive if scale_of is None else backwards if inverse else forwards
 
 
+def _sum_except_batch(x: Tensor) -> Tensor:
+    return torch.sum(x, dim=list(range(1, x.dim())))
+
+
 def nflows(case: Case, given: Inputs) -> Call:
     """Gathers and scatters both halves by index tensors; sigmoid(s + 2) + 1e-3 or, additive, a scale of ones."""
     channels, inverse = case.shape[1], case.direction == "inverse"
@@ -99,9 +103,9 @@ def nflows(case: Case, given: Inputs) -> Call:
         c = torch.ones_like(shift) if scale is None else torch.sigmoid(scale + 2) + 1e-3
         log_c = torch.log(c)
         if inverse:
-            active, own = (active - shift) / c, 0.0 + -log_c.flatten(1).sum(1)
+            active, own = (active - shift) / c, 0.0 + -_sum_except_batch(log_c)
         else:
-            active, own = active * c + shift, log_c.flatten(1).sum(1)
+            active, own = active * c + shift, _sum_except_batch(log_c)
         z = torch.empty_like(x)
         z[:, identity] = passive
         z[:, transform] = active
@@ -119,13 +123,14 @@ def normflows(case: Case, given: Inputs) -> Call:
         if kind == "sigmoid":
             c = torch.sigmoid(scale + 2)
             active = (active - shift) / c if inverse else active * c + shift
-            own = torch.log(c).flatten(1).sum(1)
+            own = _sum_except_batch(torch.log(c))
             own = -own if inverse else own
         elif kind == "exp":
             active = (active - shift) * torch.exp(-scale) if inverse else active * torch.exp(scale) + shift
-            own = -scale.flatten(1).sum(1) if inverse else scale.flatten(1).sum(1)
+            own = -_sum_except_batch(scale) if inverse else _sum_except_batch(scale)
         else:
-            active, own = (active - shift if inverse else active + shift), 0
+            active = active - shift if inverse else active + shift
+            own = torch.zeros(x.shape[0], dtype=log_det.dtype, device=x.device)
         total = torch.zeros(x.shape[0], dtype=log_det.dtype, device=x.device)
         for part in (0, own, 0):
             total += part
