@@ -22,7 +22,7 @@ from oracles import LAYOUTS, assert_three_way, relayout
 from fastflow import _library
 from fastflow.ops import affine_coupling
 
-# Several registers of rows, tiles beyond one buffer (512 elements) in each direction, ragged tails, lanes that are rows.
+# Several registers of rows, tiles beyond one buffer (512 elements) each way, ragged tails, lanes that are rows.
 SHAPES = {
     "long rows": (5, 3 * 512 + 37),
     "many rows": (67, 70),
