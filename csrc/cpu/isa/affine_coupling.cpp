@@ -57,6 +57,13 @@ struct TileRow {
 
   T* output(Role role) const { return tile.data[role] + o * tile.pitch[role]; }
   Input<T> input(Role role) const { return {output(role), tile.ahead[role]}; }
+  Vec<T> gain() const { return tile.constant_gain ? splat(*output(GAIN)) : Vec<T>{}; }
+  void copy_lines() const {
+    for (int n = 0; n < tile.lines; ++n) {
+      const Line& line = tile.line[n];
+      copy_line(line.to + o * line.to_pitch, line.from + o * line.from_pitch, line.bytes, line.ahead);
+    }
+  }
   const uint8_t* mask() const {
     if (tile.data[MASK] == nullptr) return nullptr;
     return reinterpret_cast<const uint8_t*>(tile.data[MASK]) + o * tile.pitch[MASK];
@@ -69,14 +76,15 @@ void forward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_f
   LogDetAccumulator<T, Map> total(k.interval);
   for (int64_t o = 0; o < tile.outer; ++o) {
     if (o == 0 || tile.outer_is_rows) total.start(tile.continues ? log_det + o : nullptr);
-    if (tile.passive != nullptr) copy_passive(*tile.passive, tile.first_row + o);
     const TileRow<T> row = {tile, o};
+    row.copy_lines();
     const Input<T> x = row.input(X), scale = row.input(SCALE), shift = row.input(SHIFT), gain = row.input(GAIN);
     T* const z = row.output(Z);
+    const Vec<T> row_gain = Map::has_gain ? row.gain() : Vec<T>{};
     for_each_vector<T>(tile.inner, row.mask(), [&](int64_t i, auto lanes) {
       Vec<T> s = {}, g = {};
       if constexpr (Map::has_scale) s = lanes.read(scale, i);
-      if constexpr (Map::has_gain) g = lanes.read(gain, i);
+      if constexpr (Map::has_gain) g = tile.constant_gain ? row_gain : lanes.read(gain, i);
       const Vec<T> v = lanes.read(x, i), t = lanes.read(shift, i);
       const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, g);
       const Vec<T> m = terms.multiplier;
@@ -100,17 +108,18 @@ void backward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_
   const bool shifted = (shift_first == inverse) != from_input, plus = inverse != from_input;
   const bool scaled_shift = shift_first != inverse;
   for (int64_t o = 0; o < tile.outer; ++o) {
-    if (tile.passive != nullptr) copy_passive(*tile.passive, tile.first_row + o);
     const Vec<T> grad_log_det = h[tile.outer_is_rows ? o : 0];
     const TileRow<T> row = {tile, o};
+    row.copy_lines();
     const Input<T> grad_z = row.input(X), saved = row.input(SAVED), shift = row.input(SHIFT);
     const Input<T> scale = row.input(SCALE), gain = row.input(GAIN);
     T *const grad_x = row.output(Z), *const grad_shift = row.output(GRAD_SHIFT);
+    const Vec<T> row_gain = Map::has_gain ? row.gain() : Vec<T>{};
     T *const grad_scale = row.output(GRAD_SCALE), *const grad_gain = row.output(GRAD_GAIN);
     for_each_vector<T>(tile.inner, row.mask(), [&](int64_t i, auto lanes) {
       Vec<T> s = {}, a = {};
       if constexpr (Map::has_scale) s = lanes.read(scale, i);
-      if constexpr (Map::has_gain) a = lanes.read(gain, i);
+      if constexpr (Map::has_gain) a = tile.constant_gain ? row_gain : lanes.read(gain, i);
       const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, a);
       const Vec<T> g = lanes.read(grad_z, i), scaled = g * terms.multiplier;
       const Vec<T> from_shift = scaled_shift ? scaled : g;

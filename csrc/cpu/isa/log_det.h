@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "simd.h"
+#include "elementary.h"
 
 namespace fastflow::FASTFLOW_ISA {
 

@@ -133,7 +133,7 @@ struct ClampAtan : LogMap {
 struct SoftClip : LogMap {
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> damping = 1 / (absolute<T>(s) / k.clamp + 1);
+    const Vec<T> damping = 1 / (absolute<T>(s) * (1 / k.clamp) + 1);
     return from_log<inverse, T>(s * damping, damping * damping);
   }
 };

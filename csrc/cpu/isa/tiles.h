@@ -15,6 +15,13 @@ namespace fastflow::FASTFLOW_ISA {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Passive bytes of each row of a tile.
+struct Line {
+  const char* from;
+  char* to;
+  int64_t bytes, from_pitch, to_pitch, ahead;
+};
+
 template <class T>
 struct Tile {
   T* data[ROLES];  // nullptr where absent; MASK points to bytes
@@ -22,10 +29,17 @@ struct Tile {
   int64_t ahead[ROLES];  // what to prefetch: the next row, or the next kilobytes of a long one
   int64_t outer, inner;
   bool outer_is_rows;
-  bool continues;                 // an earlier tile holds elements of the same rows
-  const AffineCoupling* passive;  // whose passive elements are to be copied, outer row by outer row, from first_row on
-  int64_t first_row;
+  bool constant_gain;  // along inner
+  bool continues;      // an earlier tile holds elements of the same rows
+  int lines;
+  Line line[2];
 };
+
+// How far ahead of an element to prefetch, in a tile of this pitch: rows that are short come in by themselves.
+template <class Element>
+int64_t ahead(int64_t pitch) {
+  return pitch * int64_t{sizeof(Element)} < 1024 ? 0 : smaller(pitch, 4096 / int64_t{sizeof(Element)});
+}
 
 inline void add(double& sum, double& lost, double value) {
   const double total = sum + value, added = total - sum;
@@ -62,9 +76,13 @@ class Tiles {
       if (c.operand[role].data == nullptr) continue;
       present_[present_count_++] = static_cast<Role>(role);
       const Dtype dtype = role == MASK ? boolean : native<T>;
-      direct_[role] = role != GRAD_GAIN && c.operand[role].dtype == dtype && stride(role, 0) == 1;
+      const int64_t stride_inside = stride(role, 0);
+      const bool readable = stride_inside == 1 || (role == GAIN && stride_inside == 0);
+      direct_[role] = role != GRAD_GAIN && c.operand[role].dtype == dtype && readable;
       packing_ |= !direct_[role];
     }
+    copies_in_lines_ = order_[1] == row_axis;
+    for (int n = 0; n < c.copies; ++n) copies_in_lines_ &= is_line(c.copy[n]);
   }
 
   // Calls run(tile, row), row the index in the block of the tile's first row, for all tiles of `rows` rows.
@@ -74,8 +92,8 @@ class Tiles {
     const int64_t inner_step = packing_ ? smaller(inner, capacity) : inner;
     const int64_t outer_step = packing_ ? capacity / inner_step : outer;
     const bool outer_is_rows = order_[1] == row_axis;
-    if (!outer_is_rows) {
-      for (int64_t row = first_row; row < first_row + rows; ++row) copy_passive(c_, row);
+    for (int n = 0; n < c_.copies && !copies_in_lines_; ++n) {
+      for (int64_t row = first_row; row < first_row + rows; ++row) copy_row(c_.copy[n], row);
     }
     int64_t loops = 1;
     for (int axis = 2; axis <= c_.dims; ++axis) loops *= size(axis, rows);
@@ -98,8 +116,7 @@ class Tiles {
           tile.inner = smaller(inner_step, inner - index[0]);
           tile.outer_is_rows = outer_is_rows;
           tile.continues = row_started || index[0] > 0 || (index[1] > 0 && !outer_is_rows);
-          tile.passive = outer_is_rows && index[0] == 0 ? &c_ : nullptr;
-          tile.first_row = first_row + index[1];
+          if (copies_in_lines_ && index[0] == 0) add_lines(tile, first_row + index[1]);
           run_tile(tile, first_row, index, outer_is_rows ? index[1] : row, run);
         }
       }
@@ -124,6 +141,21 @@ class Tiles {
     if (!lanes_are_rows) order_[count++] = row_axis;
   }
 
+  static bool is_line(const Copy& copy) {
+    const Operand &from = copy.operand[0], &to = copy.operand[1];
+    return copy.dims == 1 && from.stride[0] == 1 && to.stride[0] == 1 && copy.size[0] * bytes_of[to.dtype] >= 64;
+  }
+
+  void add_lines(Tile<T>& tile, int64_t row) const {
+    for (; tile.lines < c_.copies; ++tile.lines) {
+      const Copy& copy = c_.copy[tile.lines];
+      const int64_t bytes = bytes_of[copy.operand[1].dtype];
+      const int64_t from_pitch = copy.operand[0].row_stride * bytes, to_pitch = copy.operand[1].row_stride * bytes;
+      tile.line[tile.lines] = {copy.operand[0].data + row * from_pitch, copy.operand[1].data + row * to_pitch,
+                               copy.size[0] * bytes, from_pitch, to_pitch, ahead<char>(from_pitch)};
+    }
+  }
+
   int64_t size(int axis, int64_t rows) const { return order_[axis] == row_axis ? rows : c_.size[order_[axis]]; }
 
   int64_t stride(int role, int axis) const {
@@ -143,8 +175,7 @@ class Tiles {
       T* const buffer = buffers_[role];
       tile.data[role] = direct_[role] ? reinterpret_cast<T*>(place[role]) : buffer;
       tile.pitch[role] = direct_[role] ? stride(role, 1) : tile.inner;
-      const int64_t pitch = tile.pitch[role];
-      tile.ahead[role] = direct_[role] && pitch >= 256 ? smaller(pitch, 1024) : 0;
+      tile.ahead[role] = direct_[role] ? ahead<T>(tile.pitch[role]) : 0;
       if (direct_[role] || role >= Z) continue;
       const Box box = {tile.outer, tile.inner, stride(role, 1), stride(role, 0)};
       if (role == MASK) {
@@ -153,6 +184,7 @@ class Tiles {
         pack(buffer, place[role], operand.dtype, box);
       }
     }
+    tile.constant_gain = direct_[GAIN] && stride(GAIN, 0) == 0;
     run(tile, row);
     for (int n = 0; n < present_count_; ++n) {
       const Role role = present_[n];
@@ -171,7 +203,7 @@ class Tiles {
   int order_[max_dims + 1];  // axes of the block from the innermost out: dims of a row, or row_axis
   Role present_[ROLES];
   int present_count_ = 0;
-  bool direct_[ROLES] = {}, packing_ = false;
+  bool direct_[ROLES] = {}, packing_ = false, copies_in_lines_;
   alignas(64) T buffers_[ROLES][capacity];
 };
 
