@@ -133,8 +133,9 @@ struct ClampAtan : LogMap {
 struct SoftClip : LogMap {
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> damping = 1 / (absolute<T>(s) * (1 / k.clamp) + 1);
-    return from_log<inverse, T>(s * damping, damping * damping);
+    // Divisions, not products with reciprocals: an error of log c is multiplied by log c in c.
+    const Vec<T> growth = absolute<T>(s) / k.clamp + 1;
+    return from_log<inverse, T>(s / growth, 1 / (growth * growth));
   }
 };
 
