@@ -23,6 +23,7 @@ from fastflow.training.config import parse_config
 
 
 def serve() -> None:
+    print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

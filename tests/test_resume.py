@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fastflow.training.record import read_metrics
 def server():
     arguments = [sys.executable, str(Path(__file__).with_name("killable.py"))]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
         yield process
 
 
@@ -48,11 +50,13 @@ def outcome(folder):
 
 def test_killed_at_random_moments(server, tmp_path):
     config = SMALL | {"steps": 40, "seeds": 2, "log_every": 4, "evaluate_every": 20, "checkpoint_every": 3, "keep": 100}
+    start = time.monotonic()
     assert run(server, config, tmp_path / "whole") == 0
-    moments, kills = random.Random(0), 0
-    while run(server, config, tmp_path / "killed", seconds=moments.uniform(0.02, 0.6) + 0.05 * kills):
-        kills += 1
-    assert kills >= 3
+    whole = time.monotonic() - start
+    moments = random.Random(0)
+    statuses = [run(server, config, tmp_path / "killed", seconds=whole * moments.uniform(0.02, 0.2)) for _ in range(10)]
+    assert statuses.count(-signal.SIGKILL) >= 3
+    assert run(server, config, tmp_path / "killed") == 0
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
