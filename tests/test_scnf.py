@@ -229,7 +229,7 @@ def test_mass_is_one():
     (lambda m, x: m.log_prob(x + 17), ValueError, "dequantize: x has values from"),
     (lambda m, x: m.log_prob(x, torch.rand(2)), ValueError, r"dequantize: noise has shape \(2,\)"),
     (lambda m, x: m.log_prob(None), TypeError, "dequantize: x is NoneType"),
-    (lambda m, x: SCNF.digits(trunk="dense"), ValueError, r"SCNF\.glow: trunk is 'dense', expected one of"),
+    (lambda m, x: SCNF.digits(trunk="dense"), ValueError, "SCNF: trunk kind is 'dense', expected one of conv, vector"),
     (lambda m, x: SCNF.digits(classes=0), ValueError, "ClassPrior: classes is 0"),
     (lambda m, x: SCNF.glow((1, 18, 9), 17, 3), ValueError, r"layer \d+ \(Squeeze\) does not fit"),
     (lambda m, x: SCNF.glow((1, 7, 7), 17, 3), ValueError, "conv_trunk: image is 7 x 7, expected at least 8 x 8"),

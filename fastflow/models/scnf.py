@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +44,24 @@ class SCNF(ClassFlow):
         self.aux_base = DiagonalNormal(self.features - head.features, learn_scale)
 
     @classmethod
+    def build(cls, image: Sequence[int], levels: int, classes: int, *, trunk: Mapping, head: Mapping,
+              prior: str | Sequence[float] | Tensor = "uniform") -> SCNF:
+        """SCNF on images of any size, trunk and head each given as a mapping of its kind and its keywords.
+
+        image  (C, H, W)
+        trunk  kind "conv" for `conv_trunk`, "vector" for `vector_trunk`
+        head   on the last scale: kind "flow" for `conditional_flow` (and context_features), "gaussian" for one
+               Gaussian a class
+
+        Raises ValueError for an unknown kind, or where image and trunk do not fit.
+        """
+        trunk, head = dict(trunk), dict(head)
+        make_trunk = _of_kind("trunk", trunk.pop("kind", None), {"conv": conv_trunk, "vector": vector_trunk})
+        flow = make_trunk(image, **trunk)
+        make_head = _of_kind("head", head.pop("kind", None), {"flow": _flow_head, "gaussian": GaussianClassHead})
+        return cls(flow, make_head(math.prod(flow.last_shape), classes, prior=prior, **head), levels)
+
+    @classmethod
     def glow(cls, image: Sequence[int], levels: int, classes: int, *, trunk: str = "conv",
              prior: str | Sequence[float] | Tensor = "uniform", **options) -> SCNF:
         """SCNF-GLOW on images of any size: a trunk and a conditional flow on its last scale.
@@ -52,14 +70,9 @@ class SCNF(ClassFlow):
         trunk    "conv" for `conv_trunk`, "vector" for `vector_trunk`
         options  keywords of the trunk; with head_ before their name, of `conditional_flow`
         """
-        trunks = {"conv": conv_trunk, "vector": vector_trunk}
-        if trunk not in trunks:
-            raise ValueError(f"SCNF.glow: trunk is {trunk!r}, expected one of {', '.join(trunks)}")
         of_head = {name: options.pop(name) for name in list(options) if name.startswith("head_")}
-        flow = trunks[trunk](image, **options)
-        features = math.prod(flow.last_shape)
-        conditional = conditional_flow(features, classes, **{k.removeprefix("head_"): v for k, v in of_head.items()})
-        return cls(flow, FlowClassHead(conditional, features, classes, prior=prior), levels)
+        head = {"kind": "flow"} | {name.removeprefix("head_"): value for name, value in of_head.items()}
+        return cls.build(image, levels, classes, trunk={"kind": trunk} | options, head=head, prior=prior)
 
     @classmethod
     def mnist(cls, **options) -> SCNF:
@@ -179,3 +192,16 @@ class SCNF(ClassFlow):
             y = torch.full((rows,), y, device=device)
         check_labels(f"SCNF.{name}", "y", y, rows, self.classes, unlabelled=False)
         return y.to(device)
+
+
+def _flow_head(features: int, classes: int, context_features: int | None = None, *,
+               prior: str | Sequence[float] | Tensor, **options) -> FlowClassHead:
+    context_features = classes if context_features is None else context_features
+    flow = conditional_flow(features, context_features, **options)
+    return FlowClassHead(flow, features, classes, context_features, prior)
+
+
+def _of_kind(name: str, kind: str, kinds: Mapping[str, Callable]) -> Callable:
+    if kind not in kinds:
+        raise ValueError(f"SCNF: {name} kind is {kind!r}, expected one of {', '.join(kinds)}")
+    return kinds[kind]

@@ -1,12 +1,9 @@
 """From a configuration to data, device and model."""
 
-import math
-
 import torch
 
 from fastflow.data import ImageData, Split, digits, mnist, npz, split_rows
-from fastflow.models import SCNF, conditional_flow, conv_trunk, read_reference, vector_trunk
-from fastflow.nn import FlowClassHead, GaussianClassHead
+from fastflow.models import SCNF, read_reference
 from fastflow.training.config import DataConfig, ModelConfig
 from fastflow.training.state import load_weights
 
@@ -32,14 +29,8 @@ def choose_device(name: str) -> torch.device:
 
 def build_model(config: ModelConfig, shape: tuple[int, int, int], levels: int, classes: int) -> SCNF:
     """The untrained model for images of `shape` (C, H, W). Raises ValueError if shape and architecture do not fit."""
-    make_trunk = {"conv": conv_trunk, "vector": vector_trunk}[config.trunk.kind]
-    trunk = make_trunk(shape, **config.trunk.model_dump(exclude={"kind"}))
-    features = math.prod(trunk.last_shape)
-    if config.head.kind == "gaussian":
-        return SCNF(trunk, GaussianClassHead(features, classes, prior=config.prior), levels)
-    context = config.head.context_features or classes
-    flow = conditional_flow(features, context, **config.head.model_dump(exclude={"kind", "context_features"}))
-    return SCNF(trunk, FlowClassHead(flow, features, classes, context, config.prior), levels)
+    return SCNF.build(shape, levels, classes, trunk=config.trunk.model_dump(), head=config.head.model_dump(),
+                      prior=config.prior)
 
 
 def load_pretrained(model: SCNF, path: str) -> None:
