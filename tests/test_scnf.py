@@ -1,6 +1,7 @@
 """SCNF: golden sizes, densities, label swaps, sampling, start, saving, and what it refuses."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from fastflow.models import SCNF, ClassFlow, conditional_flow, conv_trunk
 from fastflow.nn import ConvResidualNet, FlowClassHead, FlowSequential, GaussianClassHead, Logit, ResidualMLP
 from fastflow.ops import class_marginal, uniform_noise
+from fastflow.training.build import build_model
+from fastflow.training.config import load_config
 
 
 def _parameters(module: nn.Module) -> int:
@@ -43,6 +46,14 @@ def test_golden_sizes():
     assert sum(isinstance(module, ResidualMLP) for module in model.modules()) == 16
     digits = SCNF.digits()
     assert (digits.features, digits.levels, digits.classes, digits.shape) == (64, 17, 10, (1, 8, 8))
+
+
+def test_digits_is_the_model_of_its_configuration():
+    config = load_config(Path(__file__).parents[1] / "configs/digits.yaml").model
+    trained, model = build_model(config, (1, 8, 8), 17, 10), SCNF.digits(prior=config.prior)
+    shapes, expected = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, trained))
+    assert shapes == expected
+    assert repr(model) == repr(trained)  # which says dropout and scale maps too
 
 
 def test_the_parts_add_up():
@@ -247,7 +258,7 @@ def test_bad_arguments(call, error, message):
 def test_forward_reads_no_value(trunk):
     """Tensors without values raise where a device would have to synchronise."""
     with FakeTensorMode():
-        model = SCNF.digits(trunk=trunk, scales=2)
+        model = SCNF.glow((1, 8, 8), 17, 10, trunk=trunk, scales=2, head_levels=1, head_hidden=64)
         x, noise = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.rand(4, 1, 8, 8)
         labels = torch.zeros(4, dtype=torch.int64)
         log_base, scores = model.class_scores(x, noise)
@@ -272,7 +283,7 @@ def test_autocast_runs_only_the_conditioners_in_16_bits():
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in Dynamo
 def test_class_scores_compile_in_one_graph():
     tiny = {"scales": 2, "steps": 1, "hidden": 4, "head_levels": 1, "head_steps": 1, "head_hidden": 4, "head_blocks": 1}
-    model, (x, noise) = scatter(SCNF.digits(**tiny)), _batch(4)
+    model, (x, noise) = scatter(SCNF.digits(**tiny)).eval(), _batch(4)
     compiled = torch.compile(model.class_scores, fullgraph=True, backend="aot_eager")
     for mine, expected in zip(compiled(x, noise), model.class_scores(x, noise), strict=True):
         assert torch.allclose(mine, expected, atol=1e-3)

@@ -84,10 +84,13 @@ class SCNF(ClassFlow):
 
     @classmethod
     def digits(cls, **options) -> SCNF:
-        """A small model for the digits of scikit-learn: 8 x 8, 17 levels; options override keywords of `glow`."""
+        """The model of configs/digits.yaml, for the digits of scikit-learn: 8 x 8, 17 levels.
+
+        options override keywords of `glow`.
+        """
         return cls.glow(**{
-            "image": (1, 8, 8), "levels": 17, "classes": 10, "trunk": "vector",
-            "head_levels": 1, "head_steps": 4, "head_hidden": 64, "head_blocks": 1,
+            "image": (1, 8, 8), "levels": 17, "classes": 10, "trunk": "vector", "steps": 3, "dropout": 0.1,
+            "head_levels": 1, "head_steps": 2, "head_hidden": 64, "head_blocks": 1, "head_dropout": 0.1,
         } | options)
 
     @classmethod
