@@ -46,12 +46,17 @@ PANELS = {
         "test, at the end": "cross_entropy",
     },
 }
+PANELS_WITHOUT_CLASSES = {
+    "training: $-\\log\\,p$, nats an image": {"unlabelled": "nll_unlabelled"},
+    "bits/dim": PANELS["bits/dim"],
+}
 
 
 def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
     """Draws every figure of the restored seeds of one run into `folder`; returns the PNG files.
 
-    Test images are shown and measured here, after training, and choose nothing.
+    A model without classes has curves and samples alone. Test images are shown and measured here, after training, and
+    choose nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -59,29 +64,32 @@ def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
         metrics = runs[0].folder / METRICS if runs[0].folder else None
         if metrics and metrics.exists():
             watched = "held out" if runs[0].config.data.hold_out else "unlabelled training images"
-            paths.append(_save(curves(read_metrics(metrics), watched), folder / "curves.png"))
+            panels = PANELS if runs[0].model.classes > 1 else PANELS_WITHOUT_CLASSES
+            paths.append(_save(curves(read_metrics(metrics), panels, watched), folder / "curves.png"))
         data = runs[0].load_data()
-        classes = list(range(data.classes))
         for run in runs:
-            pictures = {
-                "samples": samples(draw_samples(run.model, classes, PER_CLASS, seed=run.seed), classes, 1.0),
-                "label-swaps": label_swaps(run.model, data),
-                "latents": latents(run.model, data),
-                "confusion": confusion(run.model, data, seed=run.seed),
-            }
+            classes = all_classes(run.model)
+            pictures = {"samples": samples(draw_samples(run.model, classes, PER_CLASS, seed=run.seed), classes, 1.0)}
+            if classes:
+                pictures |= {
+                    "label-swaps": label_swaps(run.model, data),
+                    "latents": latents(run.model, data),
+                    "confusion": confusion(run.model, data, seed=run.seed),
+                }
             paths += [_save(figure, folder / f"{name}-seed-{run.seed}.png") for name, figure in pictures.items()]
     return paths
 
 
-def curves(lines: list[dict], watched: str) -> Figure:
-    """Likelihood, bits/dim, error and cross-entropy over the steps, a colour a seed, from the lines of a run.
+def curves(lines: list[dict], panels: dict[str, dict[str, str]], watched: str) -> Figure:
+    """What `panels` name (PANELS, say) over the steps, a colour a seed, from the lines of a run.
 
     `watched` is what to call the monitored images.
     """
-    figure = Figure(figsize=(9, 6))
+    rows = len(panels) // 2
+    figure = Figure(figsize=(9, 3 * rows))
     seeds = sorted({line["seed"] for line in lines})
     colors = {seed: COLORS[number % len(COLORS)] for number, seed in enumerate(seeds)}
-    for panel, (title, drawn) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True):
+    for panel, (title, drawn) in zip(figure.subplots(rows, 2, sharex=True).flat, panels.items(), strict=True):
         for name, metric in drawn.items():
             split, style = LINES[name]
             for seed, color in colors.items():
@@ -99,35 +107,54 @@ def curves(lines: list[dict], watched: str) -> Figure:
     return figure
 
 
-def samples(images: Tensor, classes: list[int], temperature: float) -> Figure:
-    """A row of `images` [rows, columns, C, H, W] in [0, 1] for each of `classes`."""
+def all_classes(model: SCNF) -> list[int] | None:
+    """Every class of a model, None for one without classes."""
+    return list(range(model.classes)) if model.classes > 1 else None
+
+
+def samples(images: Tensor, classes: list[int] | None, temperature: float) -> Figure:
+    """A row of `images` [rows, columns, C, H, W] in [0, 1] for each of `classes`, or one row."""
     rows, columns = images.shape[:2]
     figure = Figure(figsize=(max(3.0, 0.5 * columns + 0.8), 0.5 * rows + 0.6))
     axes = figure.subplots()
     _tile(axes, images)
-    axes.set_yticklabels(classes)
-    axes.set_ylabel("class")
+    if classes:
+        axes.set_yticklabels(classes)
+        axes.set_ylabel("class")
+    else:
+        axes.set_yticks([])
     axes.set_xticks([])
     axes.set_title(f"samples, temperature {temperature:g}", loc="left")
     return figure
 
 
-def draw_samples(model: SCNF, classes: list[int], count: int, *, seed: int, temperature: float = 1.0) -> Tensor:
-    """Images [len(classes), count, C, H, W] in [0, 1] on the CPU, `count` of each class, by `seed`."""
+def draw_samples(
+    model: SCNF, classes: list[int] | None, count: int, *, seed: int, temperature: float = 1.0
+) -> Tensor:
+    """Images [len(classes), count, C, H, W] in [0, 1] on the CPU, `count` of each class, by `seed`.
+
+    Without classes [1, count, C, H, W].
+    """
     if count < 1:
         raise ValueError(f"sample: count is {count}, expected at least 1")
     device = next(model.parameters()).device
-    labels = torch.tensor(classes, device=device).repeat_interleave(count)
+    labels = torch.tensor(classes, device=device).repeat_interleave(count) if classes else None
     generator = torch.Generator(device).manual_seed(seed)
-    images = model.sample(len(labels), labels, temperature=temperature, generator=generator)
-    return images.view(len(classes), count, *images.shape[1:]).cpu()
+    rows = len(classes) if classes else 1
+    images = model.sample(rows * count, labels, temperature=temperature, generator=generator)
+    return images.view(rows, count, *images.shape[1:]).cpu()
 
 
 def save_samples(model: SCNF, path: Path, label: int | None, count: int, *, seed: int, temperature: float) -> None:
-    """Draws `count` images of class `label`, or of each, into a .png picture or an .npz of grey levels and labels."""
+    """Draws `count` images of class `label`, or of each, into a .png picture or an .npz of grey levels and labels.
+
+    Raises ValueError for another ending, or for a label where the model has no classes.
+    """
     if path.suffix not in (".png", ".npz"):
         raise ValueError(f"sample: out is {path}, expected a name that ends in .png or .npz")
-    classes = list(range(model.classes)) if label is None else [label]
+    if label is not None and model.classes == 1:
+        raise ValueError(f"sample: label is {label}, but the model has no classes; leave it out")
+    classes = all_classes(model) if label is None else [label]
     images = draw_samples(model, classes, count, seed=seed, temperature=temperature)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
@@ -135,7 +162,8 @@ def save_samples(model: SCNF, path: Path, label: int | None, count: int, *, seed
             _save(samples(images, classes, temperature), path)
     else:
         levels = model.dequantize.inverse(images.flatten(0, 1)).to(torch.uint8)
-        np.savez_compressed(path, images=levels.numpy(), labels=np.repeat(classes, count))
+        labels = {"labels": np.repeat(classes, count)} if classes else {}
+        np.savez_compressed(path, images=levels.numpy(), **labels)
 
 
 def label_swaps(model: SCNF, data: ImageData) -> Figure:

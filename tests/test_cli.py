@@ -24,6 +24,7 @@ from fastflow.training.restore import restore
 from fastflow.training.run import locked
 
 CONFIG = SMALL | {"log_every": 2, "evaluate_every": 2, "checkpoint_every": 2}
+WITHOUT_CLASSES = ("data.labels=0", "model.head={kind: normal}", "loss={}")
 
 
 def call(*argv) -> int:
@@ -198,6 +199,29 @@ def test_pretrained_models_are_evaluated_sampled_and_trained_on(tmp_path, monkey
     assert message in capsys.readouterr().err
 
 
+def test_a_model_without_classes_is_trained_resumed_evaluated_sampled_and_drawn(work, capsys):
+    assert call("train", "small.yaml", "--set", *WITHOUT_CLASSES, "--out", "flow") == 0
+    printed = "".join(capsys.readouterr())
+    assert "held-out images: bits/dim" in printed
+    assert "error" not in printed
+    assert {path.name for path in Path("flow/figures").iterdir()} == {"curves.png", "samples-seed-0.png"}
+    whole = outcome(work / "flow")
+    for name in ("final", "step-00000004"):
+        shutil.rmtree(work / "flow/checkpoints/seed-0" / name)
+    assert call("train", "flow", "--resume", "--no-figures") == 0
+    assert outcome(work / "flow") == whole
+    results = json.loads((work / "flow/checkpoints/seed-0/final/state.json").read_text())["results"]
+    assert results.keys() == {"bits_per_dim"}
+    capsys.readouterr()
+    assert call("eval", "flow") == 0
+    assert capsys.readouterr().out.split() == ["bits/dim", "seed", "0", f"{results['bits_per_dim']:.4f}"]
+    assert call("sample", "flow", "--count", 3, "--out", "own.npz") == 0
+    assert {name: array.shape for name, array in np.load("own.npz").items()} == {"images": (3, 1, 8, 8)}
+    assert call("sample", "flow", "--label", 0, "--out", "none.npz") == 2
+    assert "sample: label is 0, but the model has no classes; leave it out" in capsys.readouterr().err
+    assert not Path("none.npz").exists()
+
+
 SMALL_SET = ("train", "small.yaml", "--no-figures", "--set")
 BAD = {
     "no such command": (("trian",), "invalid choice: 'trian'"),
@@ -217,6 +241,8 @@ BAD = {
     "no value": ((*SMALL_SET, "steps"), "--set steps: expected key=value"),
     "value as section": ((*SMALL_SET, "steps.more=1"), "--set steps.more=1: steps is a value, not a section"),
     "too many labels": ((*SMALL_SET, "data.labels=1290"), "data.monitor is 1290 + 30, expected at most 1297"),
+    "labels without classes": ((*SMALL_SET, "model.head={kind: normal}"), "data.labels is 100, expected 0: a model"),
+    "loss without classes": ((*SMALL_SET, *WITHOUT_CLASSES, "loss.view=1"), "loss.view is 1.0, expected 0: a model"),
     "too few labels": ((*SMALL_SET, "data.labels=9"), "data.labels is 9, expected 0 or at least 10"),
     "nothing to draw": ((*SMALL_SET, "sampling.labelled=0", "data.labels=1297", "data.monitor=0"), "no row has weight"),
     "no MNIST": ((*SMALL_SET, "data.name=mnist"), "FASTFLOW_DATA"),

@@ -208,6 +208,22 @@ def test_gmm_head():
     assert (model.double().reconstruct(x, 1, source=1) - (x.double() + 0.5) / 17).abs().max() < 1e-9
 
 
+def test_without_classes_every_latent_is_normal():
+    model = SCNF.build((1, 8, 8), 17, 10, trunk={"kind": "vector", "hidden": 6}, head={"kind": "normal"})
+    x, noise = _batch(8)
+    model.initialize(x, torch.full((8,), -1), noise)
+    model = scatter(model, 0.05).requires_grad_(False)
+    model.head.means.zero_()  # they are never learned
+    z_aux, z_f, log_det = model._latents(x, noise)
+    scale = nn.functional.softplus(torch.cat([model.aux_base.rho, model.head.rho[0]]))
+    normal = torch.distributions.Normal(0, scale).log_prob(torch.cat([z_aux, z_f], 1)).sum(1)
+    assert model.classes == 1
+    assert torch.allclose(model.log_prob(x, noise), log_det + normal, atol=1e-4)
+    assert model.sample(3).shape == (3, 1, 8, 8)
+    learned = SCNF.build((1, 8, 8), 17, 10, trunk={"kind": "vector"}, head={"kind": "normal"}).named_parameters()
+    assert [name for name, parameter in learned if not parameter.requires_grad] == ["head.means"]
+
+
 def test_bits_per_dim_of_the_identity_on_uniform_noise():
     """A uniform density on [0, 1]^D costs log2(levels) bits a dimension whatever x (seed-systems 12.10)."""
 
@@ -241,6 +257,8 @@ def test_mass_is_one():
     (lambda m, x: m.log_prob(x, torch.rand(2)), ValueError, r"dequantize: noise has shape \(2,\)"),
     (lambda m, x: m.log_prob(None), TypeError, "dequantize: x is NoneType"),
     (lambda m, x: SCNF.digits(trunk="dense"), ValueError, "SCNF: trunk kind is 'dense', expected one of conv, vector"),
+    (lambda m, x: SCNF.build((1, 8, 8), 17, 3, trunk={"kind": "vector"}, head={}), ValueError,
+     "SCNF: head kind is None, expected one of flow, gaussian, normal"),
     (lambda m, x: SCNF.digits(classes=0), ValueError, "ClassPrior: classes is 0"),
     (lambda m, x: SCNF.glow((1, 18, 9), 17, 3), ValueError, r"layer \d+ \(Squeeze\) does not fit"),
     (lambda m, x: SCNF.glow((1, 7, 7), 17, 3), ValueError, "conv_trunk: image is 7 x 7, expected at least 8 x 8"),

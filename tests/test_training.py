@@ -59,6 +59,13 @@ def test_loss_without_labelled_or_unlabelled_rows_is_finite(labels):
     assert all(part.isfinite() for part in parts.values())
 
 
+def test_loss_without_classes_is_the_likelihood_alone():
+    log_base, scores = torch.randn(4), torch.randn(4, 1)
+    loss, parts = likelihood_loss(log_base, scores, torch.full((4,), -1), LossConfig())
+    torch.testing.assert_close(loss, -(log_base + scores[:, 0]).mean())
+    assert parts == {"nll_unlabelled": loss}
+
+
 def test_gradient_of_the_loss_is_the_responsibilities():
     scores = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([-1, 2, -1, 0, -1])
@@ -231,13 +238,18 @@ def test_evaluation_matches_its_definition_and_repeats():
     assert (predicted != labels).sum().item() == round(7 * figures["error"])
 
 
-def test_bits_per_dim_of_the_uniform_density():
+def test_figures_of_the_uniform_density():
     class Uniform(torch.nn.Module):
-        def class_scores(self, x, noise=None):
-            return torch.zeros(len(x)), torch.full((len(x), 4), math.log(0.25))
+        def __init__(self, classes):
+            super().__init__()
+            self.classes = classes
 
-    figures = evaluate(Uniform(), torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64),
-                       levels=8, seed=0)
+        def class_scores(self, x, noise=None):
+            return torch.zeros(len(x)), torch.full((len(x), self.classes), -math.log(self.classes))
+
+    images, labels = torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
+    figures = evaluate(Uniform(4), images, labels, levels=8, seed=0)
     assert figures["bits_per_dim"] == pytest.approx(3.0)
     assert figures["cross_entropy"] == pytest.approx(math.log(4))
     assert figures["error"] == 0.0
+    assert evaluate(Uniform(1), images, labels, levels=8, seed=0) == {"bits_per_dim": pytest.approx(3.0)}

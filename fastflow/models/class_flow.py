@@ -13,6 +13,7 @@ class ClassFlow(nn.Module):
 
     A subclass sets `features` (D, the dimensions of one x), `classes` (K) and `levels` (grey levels of an image, 1 for
     continuous data), and defines `class_scores`. Densities of images are those of the dequantised image in [0, 1]^D.
+    K = 1 is a model without classes, a density of x alone: G [B, 1] is then a part of log p(x).
 
     x       integer grey levels 0 .. levels - 1, or floats in [0, 1], taken as already dequantised
     noise   of x's shape, uniform in [0, 1), for integer x; None: 1/2, deterministic. See `ops.uniform_noise`

@@ -21,7 +21,8 @@ class SCNF(ClassFlow):
         log_base = log|det trunk| + log N(z_aux)          G[k] = log p(z_f, y = k) of the head
 
     trunk        flow of images [B, *shape] to vectors [B, D], its tail z_f; see `conv_trunk`
-    head         `FlowClassHead` (SCNF-GLOW) or `GaussianClassHead` (SCNF-GMM) on the last `head.features` latents
+    head         `FlowClassHead` (SCNF-GLOW) or `GaussianClassHead` (SCNF-GMM) on the last `head.features` latents; with
+                 one class the model is a plain flow, without classes
     levels       grey levels of the images, at least 2
     learn_scale  of the base of z_aux, see `DiagonalNormal`
 
@@ -51,14 +52,14 @@ class SCNF(ClassFlow):
         image  (C, H, W)
         trunk  kind "conv" for `conv_trunk`, "vector" for `vector_trunk`
         head   on the last scale: kind "flow" for `conditional_flow` (and context_features), "gaussian" for one
-               Gaussian a class
+               Gaussian a class, "normal" for a model without classes, all of whose latents are N(0, diag(scale^2))
 
         Raises ValueError for an unknown kind, or where image and trunk do not fit.
         """
         trunk, head = dict(trunk), dict(head)
         make_trunk = _of_kind("trunk", trunk.pop("kind", None), {"conv": conv_trunk, "vector": vector_trunk})
         flow = make_trunk(image, **trunk)
-        make_head = _of_kind("head", head.pop("kind", None), {"flow": _flow_head, "gaussian": GaussianClassHead})
+        make_head = _of_kind("head", head.pop("kind", None), _HEADS)
         return cls(flow, make_head(math.prod(flow.last_shape), classes, prior=prior, **head), levels)
 
     @classmethod
@@ -202,6 +203,16 @@ def _flow_head(features: int, classes: int, context_features: int | None = None,
     context_features = classes if context_features is None else context_features
     flow = conditional_flow(features, context_features, **options)
     return FlowClassHead(flow, features, classes, context_features, prior)
+
+
+def _normal_head(features: int, classes: int, *, prior: str | Sequence[float] | Tensor) -> GaussianClassHead:
+    """One Gaussian around 0 whatever the classes, as `DiagonalNormal` has it."""
+    head = GaussianClassHead(features, 1, means=torch.zeros(1, features))
+    head.means.requires_grad_(False)
+    return head
+
+
+_HEADS = {"flow": _flow_head, "gaussian": GaussianClassHead, "normal": _normal_head}
 
 
 def _of_kind(name: str, kind: str, kinds: Mapping[str, Callable]) -> Callable:

@@ -68,11 +68,17 @@ class GaussianHead(Section):
     kind: Literal["gaussian"]
 
 
+class NormalHead(Section):
+    """A diagonal normal: a flow without classes, for training without labels."""
+
+    kind: Literal["normal"]
+
+
 class ModelConfig(Section):
     """SCNF: a trunk, and a head on the latents of its last scale."""
 
     trunk: ConvTrunk | VectorTrunk = Field(discriminator="kind")
-    head: FlowHead | GaussianHead = Field(discriminator="kind")
+    head: FlowHead | GaussianHead | NormalHead = Field(discriminator="kind")
     prior: Literal["uniform", "empirical", "learned"] = "empirical"  # p(y); empirical: of the labelled images
 
 
@@ -144,6 +150,13 @@ class Config(Section):
     def _consistent(self):
         if self.data.name == "npz" and self.data.path is None:
             raise ValueError("data.path is missing, expected the .npz file")
+        if self.model.head.kind == "normal":
+            loss = self.loss
+            of_classes = {"data.labels": self.data.labels, "loss.classification": loss.classification,
+                          "loss.view": loss.view, "loss.pseudo": loss.pseudo}
+            for key, value in of_classes.items():
+                if value:
+                    raise ValueError(f"{key} is {value}, expected 0: a model.head of kind normal has no classes")
         return self
 
 

@@ -1,4 +1,4 @@
-"""How good a model is on labelled images."""
+"""How good a model is on images, and with their labels."""
 
 import math
 
@@ -16,7 +16,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, levels: int, s
 
     Returns error (percent of images), cross_entropy (mean -log p(y|x), nats) and confusion counts [true][predicted],
     all of p(y|x) at the middle of the grey levels, as `model.predict` has it; and bits_per_dim of p(x), dequantised by
-    noise that is keyed by (seed, image). The same weights give the same numbers.
+    noise that is keyed by (seed, image). A model without classes (K = 1) has bits_per_dim alone. The same weights give
+    the same numbers.
     """
     training = model.training
     model.eval()
@@ -27,16 +28,20 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, levels: int, s
         noise = uniform(part.shape, seed=seed, stream=EVALUATION, step=0, rows=rows)
         log_base, scores = model.class_scores(part, noise=noise)
         log_probs.append(log_base + scores.logsumexp(1))
-        log_posteriors.append(model.class_scores(part)[1].log_softmax(1))
+        if scores.shape[1] > 1:
+            log_posteriors.append(model.class_scores(part)[1].log_softmax(1))
     model.train(training)
-    log_prob, log_posterior = torch.cat(log_probs).double(), torch.cat(log_posteriors).double()
+    mean = torch.cat(log_probs).double().mean().item()
+    bits_per_dim = math.log2(levels) - mean / (math.prod(images.shape[1:]) * math.log(2.0))
+    if not log_posteriors:
+        return {"bits_per_dim": bits_per_dim}
+    log_posterior = torch.cat(log_posteriors).double()
     classes = log_posterior.shape[1]
     predicted = log_posterior.argmax(1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
-    dimensions = math.prod(images.shape[1:])
     return {
         "error": 100.0 * (predicted != labels).double().mean().item(),
-        "bits_per_dim": math.log2(levels) - log_prob.mean().item() / (dimensions * math.log(2.0)),
+        "bits_per_dim": bits_per_dim,
         "cross_entropy": -log_posterior.gather(1, labels[:, None]).mean().item(),
         "confusion": confusion.tolist(),
     }

@@ -68,8 +68,9 @@ def fit(
             if _due(state, config, config.evaluate_every) and (figures := monitor(state.served)):
                 recorder.write(state.step, "monitor", figures)
                 kind = "held-out" if config.data.hold_out else "unlabelled training"
-                error, bits = figures["error"], figures["bits_per_dim"]
-                bar.write(f"{title}: step {state.step}: {kind} images: error {error:.2f} %, bits/dim {bits:.4f}")
+                error = f"error {figures['error']:.2f} %, " if "error" in figures else ""
+                bits = f"bits/dim {figures['bits_per_dim']:.4f}"
+                bar.write(f"{title}: step {state.step}: {kind} images: {error}{bits}")
             if _due(state, config, config.checkpoint_every) or interrupts.received:
                 _check_finite(state)
                 save()

@@ -13,13 +13,16 @@ def likelihood_loss(log_base: Tensor, scores: Tensor, labels: Tensor, config: Lo
 
     `log_base` [B] and `scores` [B, K] as `model.class_scores` gives them, `labels` int64 [B]. Returns the scalar loss
     and its detached parts, each 0-d: means over the labelled or the unlabelled rows of the batch, 0 where there is
-    none. No value is read back to the host. Source: Atanov et al. 2019 (SCNF, arXiv 1905.00505).
+    none; of a model without classes (K = 1) only the latter. No value is read back to the host.
+    Source: Atanov et al. 2019 (SCNF, arXiv 1905.00505).
     """
     known = labels >= 0
     marginal, joint = scores.logsumexp(1), _pick(scores, labels)
     log_prob = log_base + torch.where(known, joint, marginal)
     weights = torch.where(known, config.labelled, 1.0)
     loss = -(weights * log_prob).sum() / weights.sum()
+    if scores.shape[1] == 1:
+        return loss, {"nll_unlabelled": _mean(-log_prob, ~known).detach()}
     cross_entropy = _mean(marginal - joint, known)
     if config.classification:
         loss = loss + config.classification * cross_entropy

@@ -31,13 +31,14 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
 
 def table(results: list[dict]) -> str:
     """One line a seed and, for several, their mean and deviation. `results` hold "seed" and what `evaluate` returns."""
-    rows = [["", *(title for title, _ in COLUMNS.values())]]
-    rows += [[f"seed {result['seed']}", *(format(result[name], style) for name, (_, style) in COLUMNS.items())]
+    columns = {name: column for name, column in COLUMNS.items() if name in results[0]}
+    rows = [["", *(title for title, _ in columns.values())]]
+    rows += [[f"seed {result['seed']}", *(format(result[name], style) for name, (_, style) in columns.items())]
              for result in results]
     if len(results) > 1:
-        pairs = {name: mean_and_deviation([result[name] for result in results]) for name in COLUMNS}
+        pairs = {name: mean_and_deviation([result[name] for result in results]) for name in columns}
         rows.append(["mean ± std", *(f"{pairs[name][0]:{style}} ± {pairs[name][1]:{style}}"
-                                     for name, (_, style) in COLUMNS.items())])
+                                     for name, (_, style) in columns.items())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     return "\n".join("  ".join(line) for line in lines)
