@@ -61,6 +61,15 @@ def test_refuses_what_it_cannot_reflect():
         ConvResidualNet(3, 4, 8, 1)(torch.randn(2, 3, 4, 1))
 
 
+@pytest.mark.parametrize(("kind", "spatial"), [(ConvResidualNet, (4, 4)), (ResidualMLP, ())])
+def test_refuses_another_context(kind, spatial):
+    x, context = torch.randn(2, 3, *spatial), torch.randn(2, 2)
+    with pytest.raises(ValueError, match=f"{kind.__name__}: context has 2 features, expected context_features = 0"):
+        kind(3, 4, 8, 1)(x, context)
+    with pytest.raises(ValueError, match=f"{kind.__name__}: context has 0 features, expected context_features = 5"):
+        kind(3, 4, 8, 1, context_features=5)(x)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_small_batches(rows):
     assert ConvResidualNet(3, 4, 8, 1)(torch.randn(rows, 3, 4, 4)).shape == (rows, 4, 4, 4)

@@ -20,6 +20,7 @@ class ConvResidualNet(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, hidden: int = 64, blocks: int = 4, dropout: float = 0.0,
                  context_features: int = 0) -> None:
         super().__init__()
+        self.context_features = context_features
         self.input = _reflecting_conv(in_channels + context_features, hidden)
         self.blocks = nn.ModuleList(
             _ResidualBlock(_reflecting_conv(hidden, hidden), _reflecting_conv(hidden, hidden), dropout)
@@ -31,9 +32,7 @@ class ConvResidualNet(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if min(x.shape[2:]) < 2:
             raise ValueError(f"ConvResidualNet: x has shape {tuple(x.shape)}, expected at least 2 x 2 pixels")
-        if context is not None:
-            x = torch.cat([x, context[..., None, None].expand(-1, -1, *x.shape[2:])], dim=1)
-        return _residual_forward(self, x)
+        return _residual_forward(self, x, context)
 
 
 class ResidualMLP(nn.Module):
@@ -48,6 +47,7 @@ class ResidualMLP(nn.Module):
     def __init__(self, in_features: int, out_features: int, hidden: int = 256, blocks: int = 4, dropout: float = 0.0,
                  context_features: int = 0) -> None:
         super().__init__()
+        self.context_features = context_features
         self.input = nn.Linear(in_features + context_features, hidden)
         self.blocks = nn.ModuleList(
             _ResidualBlock(nn.Linear(hidden, hidden), nn.Linear(hidden, hidden), dropout) for _ in range(blocks)
@@ -56,7 +56,7 @@ class ResidualMLP(nn.Module):
         self.output = _zeroed(nn.Linear(hidden, out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return _residual_forward(self, x if context is None else torch.cat([x, context], dim=1))
+        return _residual_forward(self, x, context)
 
 
 class _ResidualBlock(nn.Module):
@@ -69,7 +69,13 @@ class _ResidualBlock(nn.Module):
         return x + self.second(self.dropout(torch.relu(self.first(torch.relu(x)))))
 
 
-def _residual_forward(net: ConvResidualNet | ResidualMLP, x: Tensor) -> Tensor:
+def _residual_forward(net: ConvResidualNet | ResidualMLP, x: Tensor, context: Tensor | None) -> Tensor:
+    came, expected = 0 if context is None else context.shape[1], net.context_features
+    if came != expected:
+        raise ValueError(f"{type(net).__name__}: context has {came} features, expected context_features = {expected}")
+    if context is not None:
+        pixels = context.view(*context.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+        x = torch.cat([x, pixels], dim=1)
     h = net.input(x)
     for block in net.blocks:
         h = block(h)
