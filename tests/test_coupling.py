@@ -11,7 +11,7 @@ from coupling_cases import MAPS, active_positions, eager, every_split, make_map
 from oracles import assert_three_way, jacobian_log_det
 from torch import nn
 
-from fastflow.nn import AffineCoupling, ConvResidualNet, Split
+from fastflow.nn import AffineCoupling, ConvResidualNet, FlowSequential, ResidualMLP, Split
 from fastflow.nn.coupling import PACKINGS
 from fastflow.ops import ScaleMap
 
@@ -77,6 +77,23 @@ def test_context_reaches_the_conditioner():
     back, log_det = coupling.inverse(z, context, log_det)
     torch.testing.assert_close(back, x)
     assert torch.equal(log_det, torch.zeros(5))
+
+
+def test_an_unconditional_coupling_in_a_flow_with_context():
+    """One that is said to be so; one that merely cannot take the context is an error that says what to do."""
+    x, context = torch.randn(5, 4), torch.randn(5, 3)
+    layers = AffineCoupling(nn.Linear(2, 4), conditional=False), AffineCoupling(ResidualMLP(2, 4, 8, 1, 0.0, 3))
+    flow = FlowSequential(layers, (4,))
+    assert torch.equal(layers[0](x, context)[0], layers[0](x)[0])
+    torch.testing.assert_close(flow.inverse(flow(x, context)[0], context)[0], x)
+    assert "packing='scale_shift', conditional=False" in repr(flow)
+    for net, error in ((nn.Linear(2, 4), TypeError), (ResidualMLP(2, 4), ValueError)):
+        with pytest.raises(error) as caught:
+            FlowSequential([AffineCoupling(net)], (4,))(x, context)
+        assert caught.value.__notes__ == [
+            f"AffineCoupling: conditioner {type(net).__name__} was called with (passive, context); if it reads no "
+            "context, build the coupling with conditional=False"
+        ]
 
 
 def test_a_conditional_map_of_all_channels():

@@ -33,6 +33,7 @@ class AffineCoupling(Bijection):
     packing       where scale and shift lie in dim 1 of the conditioner's tensor: "scale_shift" [s | t] (Glow, FrEIA),
                   "shift_scale" [t | s] (nflows), or interleaved, "scale_shift_interleaved" s t s t ... or
                   "shift_scale_interleaved" t s t s ... (normflows, zuko). Both are read as views.
+    conditional   False: the conditioner is called with the passive part alone, also in a flow that is given a context
 
     x and z [B, C, *spatial], log_det [B] float32 (float64 for float64 x). Raises ValueError or TypeError when x or what
     the conditioner returns has another shape. The mask of a mask split is part of the state_dict.
@@ -40,7 +41,7 @@ class AffineCoupling(Bijection):
     """
 
     def __init__(self, conditioner: Callable[..., Tensor | tuple[Tensor, Tensor]], split: Split = _HALVES,
-                 scale_map: ScaleMap = _SIGMOID, *, packing: str = "scale_shift") -> None:
+                 scale_map: ScaleMap = _SIGMOID, *, packing: str = "scale_shift", conditional: bool = True) -> None:
         super().__init__()
         if not callable(conditioner):
             raise TypeError(f"AffineCoupling: conditioner is {type(conditioner).__name__}, expected an nn.Module")
@@ -53,6 +54,7 @@ class AffineCoupling(Bijection):
         self.conditioner = conditioner
         self.split = split
         self.packing = packing
+        self.conditional = conditional
         gain = scale_map.gain
         self.scale_map = scale_map if gain is None else dataclasses.replace(scale_map, gain=None)
         if gain is not None and not isinstance(gain, nn.Parameter):
@@ -80,11 +82,20 @@ class AffineCoupling(Bijection):
         if x.dim() < 2:
             raise ValueError(f"AffineCoupling: x has shape {tuple(x.shape)}, expected [B, C, *spatial]")
         passive = self.split.passive_part(x, self.mask)
-        made = self.conditioner(passive) if context is None else self.conditioner(passive, context)
-        scale, shift = self._scale_and_shift(made, x)
+        scale, shift = self._scale_and_shift(self._condition(passive, context), x)
         scale_map = self.scale_map if self.gain is None else dataclasses.replace(self.scale_map, gain=self.gain)
         return affine_coupling(x, scale, shift, scale_map=scale_map, active=self.split.active_slice(x.shape[1]),
                                mask=self.mask, log_det=log_det, inverse=inverse)
+
+    def _condition(self, passive: Tensor, context: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        if context is None or not self.conditional:
+            return self.conditioner(passive)
+        try:
+            return self.conditioner(passive, context)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"AffineCoupling: conditioner {type(self.conditioner).__name__} was called with (passive, "
+                           "context); if it reads no context, build the coupling with conditional=False")
+            raise
 
     def _scale_and_shift(self, made: Tensor | tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Views of what the conditioner made."""
@@ -115,7 +126,8 @@ class AffineCoupling(Bijection):
             value = getattr(self.scale_map, field.name)
             if value != field.default:
                 settings.append(f"{field.name}={value!r}")
-        return f"{self.split}, ScaleMap({', '.join(settings)}), packing={self.packing!r}"
+        conditional = "" if self.conditional else ", conditional=False"
+        return f"{self.split}, ScaleMap({', '.join(settings)}), packing={self.packing!r}{conditional}"
 
 
 def _describe(made: object) -> str:
