@@ -169,10 +169,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     evaluate = _add(commands, "eval", _eval, "error and bits/dim of a run, a checkpoint or a pretrained model",
                     "Prints error, bits/dim and -log p(y|x) of the latest checkpoint of every seed of a run, or of one "
-                    "checkpoint folder.")
+                    "checkpoint folder; of a model without classes bits/dim alone.")
     _add_target(evaluate)
     evaluate.add_argument("--split", choices=("test", "monitor", "train"), default="test",
-                          help="test set (default), monitored images, or all training images with a known label")
+                          help="test set (default), monitored images (trained on, without labels, if data.hold_out is "
+                               "false), or all training images with a known label")
 
     sample = _add(commands, "sample", _sample, "draw images of each class",
                   "Draws images of each class, or of one, from the first seed of a run or from one checkpoint.")

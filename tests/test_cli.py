@@ -112,6 +112,12 @@ def test_new_runs_get_names_of_their_own(work, capsys):
     assert str(runs[0]) in capsys.readouterr().out
 
 
+def test_progress_says_whether_it_is_held_out(work, capsys):
+    for hold_out, name in (("true", "held-out"), ("false", "unlabelled training")):
+        assert call("train", "small.yaml", "--no-figures", "--set", "steps=1", f"data.hold_out={hold_out}") == 0
+        assert f"step 1: {name} images: error" in capsys.readouterr().out
+
+
 def test_set_changes_the_configuration(work):
     assert call("train", "small.yaml", "--set", "optimizer.lr=1e-2", "steps=1", "--no-figures", "--set", "seed=5",
                 "--out", "other") == 0

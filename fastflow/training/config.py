@@ -22,7 +22,7 @@ class DataConfig(Section):
     levels: int | None = Field(None, ge=2, le=256)  # npz: the number of grey levels, default 256
     labels: int = Field(100, ge=0)  # labelled training images, stratified by class
     monitor: int = Field(0, ge=0)  # other training images that progress is measured on; never the test set
-    hold_out: bool = True  # false: the monitored images are trained on too, without their labels
+    hold_out: bool = True  # false: the monitored images are trained on too, without labels, so progress is not held out
 
 
 class ConvTrunk(Section):
