@@ -13,12 +13,6 @@ from fastflow._backend import backend
 from fastflow.ops import ScaleMap, affine_coupling
 from fastflow.ops.affine_coupling import _check
 
-# PyTorch's own: Dynamo instantiates every autograd.Function that it traces, functorch loads scripted decompositions.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-]
-
 
 def schema_arguments(inputs: dict, inverse: bool) -> tuple:
     """The arguments of the registered op for those of the public function."""

@@ -226,7 +226,6 @@ def test_half_precision_model():
         assert coupling.mask.dtype == torch.bool
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("split", [Split.halves(), Split.checkerboard((4, 3, 3))], ids=repr)
 def test_compiles_into_one_graph(split):
     torch.compiler.reset()
@@ -245,7 +244,6 @@ def test_compiles_into_one_graph(split):
     torch.testing.assert_close(inverse(coupling(x)[0].detach())[0], x)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_per_sample_gradients():
     coupling = make_coupling(Split.halves(), (4,), ScaleMap("tanh", gain=torch.rand(2)))
     parameters = {name: parameter.detach() for name, parameter in coupling.named_parameters()}

@@ -145,7 +145,6 @@ def test_initialize_reaches_the_conditioners_and_keeps_their_mode():
     assert not flow.layers[2].conditioner.blocks.training
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in Dynamo
 def test_compiles_in_one_graph():
     flow, x = scatter(_image_flow()), torch.rand(4, 1, 8, 8)
     # Without code generation, which takes Inductor minutes for so many small layers.

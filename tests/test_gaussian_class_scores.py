@@ -87,7 +87,6 @@ def test_op(rows):
     torch.library.opcheck(op, (z, means, log_scales[:1].expand(4, 6), log_prior))
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in Dynamo
 def test_compiles_in_one_graph():
     arguments = [value.requires_grad_() for value in _case(dtype=torch.float32)]
     scores = torch.compile(gaussian_class_scores, fullgraph=True)(*arguments)

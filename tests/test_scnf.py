@@ -298,7 +298,6 @@ def test_autocast_runs_only_the_conditioners_in_16_bits():
     assert (log_prob - exact).abs().max() < 0.01 * exact.abs().max()
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in Dynamo
 def test_class_scores_compile_in_one_graph():
     tiny = {"scales": 2, "steps": 1, "hidden": 4, "head_levels": 1, "head_steps": 1, "head_hidden": 4, "head_blocks": 1}
     model, (x, noise) = scatter(SCNF.digits(**tiny)).eval(), _batch(4)
