@@ -152,6 +152,11 @@ def test_npz_reads_arrays(tmp_path):
     data = npz(tmp_path / "own.npz", levels=4)
     assert (data.classes, data.levels, data.shape) == (2, 4, (1, 3, 3))
     assert data.train_labels.tolist() == [0, 1, -1, 1]
+    np.savez(tmp_path / "bare.npz", **{name: array for name, array in arrays().items() if name.endswith("images")})
+    bare = npz(tmp_path / "bare.npz", levels=4)
+    assert torch.equal(bare.train_images, data.train_images)
+    assert bare.classes == 1
+    assert split_rows(bare.train_labels.numpy(), 1, 0, seed=0, monitor=2).monitor.size == 2
 
 
 @pytest.mark.parametrize(
@@ -173,8 +178,11 @@ def test_npz_errors_name_the_array(tmp_path, changes, error, message):
 
 
 def test_npz_errors_name_the_file(tmp_path):
-    np.savez(tmp_path / "own.npz", train_images=np.zeros((1, 1, 1)))
+    np.savez(tmp_path / "own.npz", train_images=np.zeros((1, 1, 1)), test_images=np.zeros(0), test_labels=np.zeros(0))
     with pytest.raises(ValueError, match=r"own.npz: no array 'train_labels'"):
+        npz(tmp_path / "own.npz")
+    np.savez(tmp_path / "own.npz", train_images=np.zeros((1, 1, 1)))
+    with pytest.raises(ValueError, match=r"own.npz: no array 'test_images', expected train_images, test_images"):
         npz(tmp_path / "own.npz")
     (tmp_path / "own.npz").write_bytes((tmp_path / "own.npz").read_bytes()[:40])
     with pytest.raises(ValueError, match=r"own.npz: not a complete .npz"):

@@ -9,33 +9,39 @@ import torch
 
 from fastflow.data.images import ImageData
 
-NAMES = ("train_images", "train_labels", "test_images", "test_labels")
+IMAGES = ("train_images", "test_images")
+LABELS = ("train_labels", "test_labels")
 
 
 def npz(path: str | os.PathLike, levels: int = 256) -> ImageData:
     """Images [N, H, W] or [N, C, H, W] of integer grey levels and labels [N] from the four arrays of an .npz file.
 
     The arrays are named as the fields of ImageData; a training label of -1 means unknown. Classes are counted from the
-    largest label. Raises FileNotFoundError, TypeError or ValueError naming the file and the array.
+    largest label; without both arrays of labels all images are of one class. Raises FileNotFoundError, TypeError or
+    ValueError naming the file and the array.
     """
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in NAMES if name not in archive]
+            labelled = any(name in archive for name in LABELS)
+            names = IMAGES + LABELS if labelled else IMAGES
+            missing = [name for name in names if name not in archive]
             if missing:
-                raise ValueError(f"{path}: no array {missing[0]!r}, expected {', '.join(NAMES)}")
-            arrays = {name: archive[name] for name in NAMES}
+                raise ValueError(f"{path}: no array {missing[0]!r}, expected {', '.join(names)}")
+            arrays = {name: archive[name] for name in names}
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path}: not a complete .npz file ({error}); write it with numpy.savez") from error
+    if not labelled:
+        arrays |= {name: np.zeros(arrays[of].shape[:1], np.int64) for name, of in zip(LABELS, IMAGES, strict=True)}
     for name, array in arrays.items():
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(f"{path}: {name} has dtype {array.dtype}, expected integers")
-        if name.endswith("images") and array.size and not 0 <= int(array.min()) <= int(array.max()) < levels <= 256:
+        if name in IMAGES and array.size and not 0 <= int(array.min()) <= int(array.max()) < levels <= 256:
             raise ValueError(
                 f"{path}: {name} lies in [{array.min()}, {array.max()}] with data.levels = {levels}, "
                 "expected values in [0, data.levels) and at most 256 levels"
             )
-    images = {name: torch.from_numpy(arrays[name].astype(np.uint8)) for name in NAMES if name.endswith("images")}
+    images = {name: torch.from_numpy(arrays[name].astype(np.uint8)) for name in IMAGES}
     images = {name: array.unsqueeze(1) if array.dim() == 3 else array for name, array in images.items()}
-    labels = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in NAMES if name.endswith("labels")}
+    labels = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in LABELS}
     classes = 1 + max((int(array.max()) for array in labels.values() if array.numel()), default=0)
     return ImageData(str(path), levels, classes, **images, **labels)
