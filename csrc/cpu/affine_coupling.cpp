@@ -48,22 +48,28 @@ Dtype dtype_of(const Tensor& tensor) {
   }
 }
 
-// As torch.empty_like, without its trip through the dispatcher where the result is contiguous.
+// Of these sizes and dtype, contiguous, without a trip through the dispatcher.
+Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, int32_t dtype) {
+  int64_t strides[max_dims + 1], stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  AtenTensorHandle empty = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides, dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &empty));
+  return Tensor(empty);
+}
+
+int32_t native_dtype(const Tensor& tensor) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+// As torch.empty_like.
 Tensor allocate_like(const Tensor& like) {
   const auto strides = like.strides();
   const bool descending = std::adjacent_find(strides.begin(), strides.end(), std::less_equal<>()) == strides.end();
   if (!descending && !like.is_contiguous()) return torch::stable::empty_like(like);
-  AtenTensorHandle empty = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), like.sizes().data(), like.dim(), nullptr, nullptr,
-                                                   nullptr, 0, nullptr, &empty));
-  return Tensor(empty);
-}
-
-Tensor allocate(const Tensor& like, int64_t size, int32_t* dtype = nullptr) {
-  AtenTensorHandle empty = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_aten_new_empty(like.get(), &size, 1, dtype, nullptr, nullptr, 0, nullptr, &empty));
-  return Tensor(empty);
+  return allocate(like.sizes(), native_dtype(like));
 }
 
 // Channels first, first + step, ... of a tensor [B, C, *spatial].
@@ -180,8 +186,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> scale,
                                    std::optional<Tensor> log_det, int64_t start, int64_t step, int64_t kind,
                                    double bias, double eps, double clamp, bool shift_first, bool inverse) {
   Tensor z = allocate_like(x);
-  int32_t single = aoti_torch_dtype_float32();
-  Tensor total = allocate(x, x.size(0), x.scalar_type() == ScalarType::Double ? nullptr : &single);
+  const bool in_double = x.scalar_type() == ScalarType::Double;
+  Tensor total = allocate(x.sizes().slice(0, 1), in_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
   if (shift.numel() == 0) {
     return {z, log_det ? torch::stable::copy_(total, *log_det) : torch::stable::zero_(total)};
   }
@@ -231,9 +237,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& shift, std::optional<Tensor> gain, std::optional<Tensor> mask, int64_t start, int64_t step,
     int64_t kind, double bias, double eps, double clamp, bool shift_first, bool inverse, bool from_input) {
   Tensor grad_x = allocate_like(saved);
-  Tensor grad_scale = scale ? allocate_like(*scale) : allocate(shift, 0);
+  Tensor grad_scale = scale ? allocate_like(*scale) : allocate({0}, native_dtype(shift));
   Tensor grad_shift = allocate_like(shift);
-  Tensor grad_gain = gain ? allocate_like(*gain) : allocate(shift, 0);
+  Tensor grad_gain = gain ? allocate_like(*gain) : allocate({0}, native_dtype(shift));
   if (shift.numel() == 0) {
     torch::stable::zero_(grad_gain);
     return {grad_x, grad_scale, grad_shift, grad_gain};

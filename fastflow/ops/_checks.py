@@ -57,11 +57,12 @@ def check_log_det(op: str, x: Tensor, log_det: object) -> None:
     """Raises unless log_det is a running log-determinant for x: [B], float32 (float64 for float64 x), on x's device."""
     if not isinstance(log_det, Tensor):
         raise bad_type(op, "log_det", log_det)
-    if log_det.shape != x.shape[:1]:
+    if log_det.shape != (x.shape[0],):
         raise bad_shape(op, "log_det", log_det, x.shape[:1], "to match the batch of x")
     if log_det.dtype != COMPUTE_DTYPE[x.dtype]:
         raise bad_dtype(op, "log_det", log_det, f"{COMPUTE_DTYPE[x.dtype]} for {x.dtype} x")
-    check_device(op, x, log_det=log_det)
+    if log_det.device != x.device:
+        raise bad_device(op, "log_det", log_det, x)
 
 
 def check_device(op: str, x: Tensor, **others: Tensor | None) -> None:

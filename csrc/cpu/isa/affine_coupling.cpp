@@ -8,19 +8,10 @@
 namespace fastflow::FASTFLOW_ISA {
 namespace {
 
-template <class T>
-struct Input {
-  const T* from;
-  int64_t ahead;  // distance to prefetch at
-};
-
 // The lanes of a vector that are transformed elements: all of them, or those inside the tile and not masked.
 template <class T>
 struct AllLanes {
-  Vec<T> read(const Input<T>& input, int64_t i) const {
-    __builtin_prefetch(input.from + i + input.ahead);
-    return load(input.from + i);
-  }
+  Vec<T> read(const T* from) const { return load(from); }
   void write(T* to, Vec<T> v) const { store(to, v); }
   Vec<T> active(Vec<T> v, Vec<T>) const { return v; }
 };
@@ -30,9 +21,7 @@ struct SomeLanes {
   SomeLanes(const uint8_t* mask, int64_t left) : count(static_cast<int>(smaller(left, width<T>))) {
     transformed = mask == nullptr ? first_lanes<T>(count) : zero_bytes<T>(mask, count);
   }
-  Vec<T> read(const Input<T>& input, int64_t i) const {
-    return count == width<T> ? load(input.from + i) : load(input.from + i, count);
-  }
+  Vec<T> read(const T* from) const { return count == width<T> ? load(from) : load(from, count); }
   void write(T* to, Vec<T> v) const { count == width<T> ? store(to, v) : store(to, v, count); }
   Vec<T> active(Vec<T> v, Vec<T> otherwise) const { return transformed ? v : otherwise; }
 
@@ -40,53 +29,52 @@ struct SomeLanes {
   Lanes<T> transformed;
 };
 
-template <class T, class Step>
-inline void for_each_vector(int64_t count, const uint8_t* mask, Step step) {
-  int64_t i = 0;
-  if (mask == nullptr) {
-    for (; i + width<T> <= count; i += width<T>) step(i, AllLanes<T>{});
-  }
-  for (; i < count; i += width<T>) step(i, SomeLanes<T>(mask == nullptr ? nullptr : mask + i, count - i));
-}
-
 // One outer row of a tile.
 template <class T>
 struct TileRow {
   const Tile<T>& tile;
   int64_t o;
 
-  T* output(Role role) const { return tile.data[role] + o * tile.pitch[role]; }
-  Input<T> input(Role role) const { return {output(role), tile.ahead[role]}; }
-  Vec<T> gain() const { return tile.constant_gain ? splat(*output(GAIN)) : Vec<T>{}; }
+  T* at(Role role) const { return tile.data[role] + o * tile.pitch[role]; }
+  Vec<T> gain() const { return tile.constant_gain ? splat(*at(GAIN)) : Vec<T>{}; }
   void copy_lines() const {
     for (int n = 0; n < tile.lines; ++n) {
       const Line& line = tile.line[n];
-      copy_line(line.to + o * line.to_pitch, line.from + o * line.from_pitch, line.bytes, line.ahead);
+      copy_line(line.to + o * line.to_pitch, line.from + o * line.from_pitch, line.bytes);
     }
   }
-  const uint8_t* mask() const {
-    if (tile.data[MASK] == nullptr) return nullptr;
-    return reinterpret_cast<const uint8_t*>(tile.data[MASK]) + o * tile.pitch[MASK];
+
+  // Calls step(i, lanes) for each vector.
+  template <bool masked, class Step>
+  FASTFLOW_INLINE void for_each_vector(Step step) const {
+    int64_t i = 0;
+    if constexpr (masked) {
+      const auto* mask = reinterpret_cast<const uint8_t*>(tile.data[MASK]) + o * tile.pitch[MASK];
+      for (; i < tile.inner; i += width<T>) step(i, SomeLanes<T>(mask + i, tile.inner - i));
+    } else {
+      for (; i + width<T> <= tile.inner; i += width<T>) step(i, AllLanes<T>{});
+      if (i < tile.inner) step(i, SomeLanes<T>(nullptr, tile.inner - i));
+    }
   }
 };
 
-template <class T, class Map, bool inverse>
-void forward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_first, LogDet<T>* log_det) {
-  const Settings<T> k = settings;  // a copy that no store can alias
+// Tiles and settings come by value: no store can alias them.
+template <class T, class Map, bool inverse, bool masked>
+void forward_rows(Tile<T> tile, Settings<T> k, bool shift_first, LogDet<T>* log_det) {
   LogDetAccumulator<T, Map> total(k.interval);
   for (int64_t o = 0; o < tile.outer; ++o) {
     if (o == 0 || tile.outer_is_rows) total.start(tile.continues ? log_det + o : nullptr);
     const TileRow<T> row = {tile, o};
     row.copy_lines();
-    const Input<T> x = row.input(X), scale = row.input(SCALE), shift = row.input(SHIFT), gain = row.input(GAIN);
-    T* const z = row.output(Z);
+    const T *const x = row.at(X), *const scale = row.at(SCALE), *const shift = row.at(SHIFT), *const gain = row.at(GAIN);
+    T* const z = row.at(Z);
     const Vec<T> row_gain = Map::has_gain ? row.gain() : Vec<T>{};
-    for_each_vector<T>(tile.inner, row.mask(), [&](int64_t i, auto lanes) {
-      Vec<T> s = {}, g = {};
-      if constexpr (Map::has_scale) s = lanes.read(scale, i);
-      if constexpr (Map::has_gain) g = tile.constant_gain ? row_gain : lanes.read(gain, i);
-      const Vec<T> v = lanes.read(x, i), t = lanes.read(shift, i);
-      const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, g);
+    row.template for_each_vector<masked>([&](int64_t i, auto lanes) {
+      Vec<T> s = {}, a = {};
+      if constexpr (Map::has_scale) s = lanes.read(scale + i);
+      if constexpr (Map::has_gain) a = tile.constant_gain ? row_gain : lanes.read(gain + i);
+      const Vec<T> v = lanes.read(x + i), t = lanes.read(shift + i);
+      const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, a);
       const Vec<T> m = terms.multiplier;
       const Vec<T> u = inverse ? (shift_first ? v * m - t : (v - t) * m) : (shift_first ? (v + t) * m : v * m + t);
       lanes.write(z + i, lanes.active(u, v));
@@ -98,37 +86,41 @@ void forward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_f
   if (!tile.outer_is_rows) total.finish(log_det[0]);
 }
 
+template <class T, class Map, bool inverse>
+void forward_tile(const Tile<T>& tile, const Settings<T>& k, bool shift_first, LogDet<T>* log_det) {
+  const bool masked = tile.data[MASK] != nullptr;
+  (masked ? forward_rows<T, Map, inverse, true> : forward_rows<T, Map, inverse, false>)(tile, k, shift_first, log_det);
+}
+
 // With y the saved tensor, g = grad_z, h = grad_log_det, m = c or 1/c (the four forms are in backward_reference):
 //   grad_x = g m, grad_shift = +-g or +-g m, grad log c = +-(w (y +- t) + h) with w = g, or g m when y is the input.
 // t enters where y is on the side of the multiplication that the shift was added on.
-template <class T, class Map, bool inverse>
-void backward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_first, bool from_input,
-                   const Vec<T>* h) {
-  const Settings<T> k = settings;
+template <class T, class Map, bool inverse, bool masked>
+void backward_rows(Tile<T> tile, Settings<T> k, bool shift_first, bool from_input, const Vec<T>* h) {
   const bool shifted = (shift_first == inverse) != from_input, plus = inverse != from_input;
   const bool scaled_shift = shift_first != inverse;
   for (int64_t o = 0; o < tile.outer; ++o) {
     const Vec<T> grad_log_det = h[tile.outer_is_rows ? o : 0];
     const TileRow<T> row = {tile, o};
     row.copy_lines();
-    const Input<T> grad_z = row.input(X), saved = row.input(SAVED), shift = row.input(SHIFT);
-    const Input<T> scale = row.input(SCALE), gain = row.input(GAIN);
-    T *const grad_x = row.output(Z), *const grad_shift = row.output(GRAD_SHIFT);
+    const T *const grad_z = row.at(X), *const saved = row.at(SAVED), *const shift = row.at(SHIFT);
+    const T *const scale = row.at(SCALE), *const gain = row.at(GAIN);
+    T *const grad_x = row.at(Z), *const grad_shift = row.at(GRAD_SHIFT);
+    T *const grad_scale = row.at(GRAD_SCALE), *const grad_gain = row.at(GRAD_GAIN);
     const Vec<T> row_gain = Map::has_gain ? row.gain() : Vec<T>{};
-    T *const grad_scale = row.output(GRAD_SCALE), *const grad_gain = row.output(GRAD_GAIN);
-    for_each_vector<T>(tile.inner, row.mask(), [&](int64_t i, auto lanes) {
+    row.template for_each_vector<masked>([&](int64_t i, auto lanes) {
       Vec<T> s = {}, a = {};
-      if constexpr (Map::has_scale) s = lanes.read(scale, i);
-      if constexpr (Map::has_gain) a = tile.constant_gain ? row_gain : lanes.read(gain, i);
+      if constexpr (Map::has_scale) s = lanes.read(scale + i);
+      if constexpr (Map::has_gain) a = tile.constant_gain ? row_gain : lanes.read(gain + i);
       const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, a);
-      const Vec<T> g = lanes.read(grad_z, i), scaled = g * terms.multiplier;
+      const Vec<T> g = lanes.read(grad_z + i), scaled = g * terms.multiplier;
       const Vec<T> from_shift = scaled_shift ? scaled : g;
       lanes.write(grad_x + i, lanes.active(scaled, g));
       lanes.write(grad_shift + i, lanes.active(inverse ? -from_shift : from_shift, Vec<T>{}));
       if constexpr (Map::has_scale) {
-        Vec<T> y = lanes.read(saved, i);
+        Vec<T> y = lanes.read(saved + i);
         if (shifted) {
-          const Vec<T> t = lanes.read(shift, i);
+          const Vec<T> t = lanes.read(shift + i);
           y = plus ? y + t : y - t;
         }
         Vec<T> grad_log_c = (from_input ? scaled : g) * y + grad_log_det;
@@ -140,6 +132,13 @@ void backward_tile(const Tile<T>& tile, const Settings<T>& settings, bool shift_
       }
     });
   }
+}
+
+template <class T, class Map, bool inverse>
+void backward_tile(const Tile<T>& tile, const Settings<T>& k, bool shift_first, bool from_input, const Vec<T>* h) {
+  const bool masked = tile.data[MASK] != nullptr;
+  (masked ? backward_rows<T, Map, inverse, true> : backward_rows<T, Map, inverse, false>)(tile, k, shift_first,
+                                                                                         from_input, h);
 }
 
 template <class T, class Map, bool inverse>

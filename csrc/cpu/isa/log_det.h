@@ -114,31 +114,29 @@ inline Pairs<T> pairs(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
   return {__builtin_shufflevector(a, b, (2 * lane)...), __builtin_shufflevector(a, b, (2 * lane + 1)...)};
 }
 
-// Joins neighbouring lanes: the first half of the result is a's, the second b's.
-template <class T, class Map>
-inline LogDet<T> join(const LogDet<T>& a, const LogDet<T>& b) {
-  constexpr std::make_integer_sequence<int, width<T>> lanes;
-  LogDet<T> joined = no_terms<T, Map>();
-  if constexpr (Map::has_terms) {
-    const Pairs<T> sum = pairs<T>(a.sum, b.sum, lanes), lost = pairs<T>(a.lost, b.lost, lanes);
-    joined.sum = sum.even;
-    joined.lost = lost.even + lost.odd;
-    joined.add(sum.odd);
-  }
-  if constexpr (Map::product != Product::none) {
-    const Pairs<T> product = pairs<T>(a.product, b.product, lanes), exponent = pairs<T>(a.exponent, b.exponent, lanes);
-    joined.product = product.even * product.odd;
-    if (Map::product == Product::of_one_plus) joined.product += product.even + product.odd;
-    joined.exponent = exponent.even + exponent.odd;
-  }
-  return joined;
-}
-
-// Lane r of the result is the total over the lanes of rows[r]. Uses `rows` as scratch.
+// Lane r of the result is the total over the lanes of rows[r]: joins neighbouring lanes of two rows until one is left.
+// Uses `rows` as scratch.
 template <class T, class Map>
 inline LogDet<T> join_lanes(LogDet<T>* rows) {
+  constexpr std::make_integer_sequence<int, width<T>> lanes;
   for (int count = width<T> / 2; count > 0; count /= 2) {
-    for (int i = 0; i < count; ++i) rows[i] = join<T, Map>(rows[2 * i], rows[2 * i + 1]);
+    for (int i = 0; i < count; ++i) {
+      const LogDet<T>&a = rows[2 * i], &b = rows[2 * i + 1];
+      LogDet<T>& joined = rows[i];
+      if constexpr (Map::has_terms) {
+        const Pairs<T> sum = pairs<T>(a.sum, b.sum, lanes), lost = pairs<T>(a.lost, b.lost, lanes);
+        joined.sum = sum.even;
+        joined.lost = lost.even + lost.odd;
+        joined.add(sum.odd);
+      }
+      if constexpr (Map::product != Product::none) {
+        const Pairs<T> product = pairs<T>(a.product, b.product, lanes);
+        const Pairs<T> exponent = pairs<T>(a.exponent, b.exponent, lanes);
+        const Vec<T> joint = Map::product == Product::of_one_plus ? product.even + product.odd : Vec<T>{};
+        joined.product = product.even * product.odd + joint;
+        joined.exponent = exponent.even + exponent.odd;
+      }
+    }
   }
   return rows[0];
 }

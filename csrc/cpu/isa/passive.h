@@ -9,13 +9,12 @@ namespace fastflow::FASTFLOW_ISA {
 
 // At least 64 bytes. A tile copies the passive elements of its rows with this: a call of memcpy between the rows would
 // cost it the constants that it holds in registers.
-inline void copy_line(char* to, const char* from, int64_t bytes, int64_t ahead) {
+inline void copy_line(char* to, const char* from, int64_t bytes) {
   struct Part {
     char bytes[64];
   } part;
   for (int64_t at = 0; at < bytes; at += 64) {
     const int64_t place = at + 64 <= bytes ? at : bytes - 64;
-    __builtin_prefetch(from + place + ahead);
     memcpy(&part, from + place, 64);
     memcpy(to + place, &part, 64);
   }

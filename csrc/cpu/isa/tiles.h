@@ -19,14 +19,13 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 struct Line {
   const char* from;
   char* to;
-  int64_t bytes, from_pitch, to_pitch, ahead;
+  int64_t bytes, from_pitch, to_pitch;
 };
 
 template <class T>
 struct Tile {
   T* data[ROLES];  // nullptr where absent; MASK points to bytes
   int64_t pitch[ROLES];
-  int64_t ahead[ROLES];  // what to prefetch: the next row, or the next kilobytes of a long one
   int64_t outer, inner;
   bool outer_is_rows;
   bool constant_gain;  // along inner
@@ -34,12 +33,6 @@ struct Tile {
   int lines;
   Line line[2];
 };
-
-// How far ahead of an element to prefetch, in a tile of this pitch: rows that are short come in by themselves.
-template <class Element>
-int64_t ahead(int64_t pitch) {
-  return pitch * int64_t{sizeof(Element)} < 1024 ? 0 : smaller(pitch, 4096 / int64_t{sizeof(Element)});
-}
 
 inline void add(double& sum, double& lost, double value) {
   const double total = sum + value, added = total - sum;
@@ -152,7 +145,7 @@ class Tiles {
       const int64_t bytes = bytes_of[copy.operand[1].dtype];
       const int64_t from_pitch = copy.operand[0].row_stride * bytes, to_pitch = copy.operand[1].row_stride * bytes;
       tile.line[tile.lines] = {copy.operand[0].data + row * from_pitch, copy.operand[1].data + row * to_pitch,
-                               copy.size[0] * bytes, from_pitch, to_pitch, ahead<char>(from_pitch)};
+                               copy.size[0] * bytes, from_pitch, to_pitch};
     }
   }
 
@@ -175,7 +168,6 @@ class Tiles {
       T* const buffer = buffers_[role];
       tile.data[role] = direct_[role] ? reinterpret_cast<T*>(place[role]) : buffer;
       tile.pitch[role] = direct_[role] ? stride(role, 1) : tile.inner;
-      tile.ahead[role] = direct_[role] ? ahead<T>(tile.pitch[role]) : 0;
       if (direct_[role] || role >= Z) continue;
       const Box box = {tile.outer, tile.inner, stride(role, 1), stride(role, 0)};
       if (role == MASK) {
