@@ -10,7 +10,7 @@ import torch
 
 BUILD_COMMAND = "pip install --no-build-isolation --no-deps -e .  (in the source folder; a wheel: without -e)"
 MISSING = "there is no native library (fastflow/_C.abi3.so)"
-REMEDY = f"install a C++17 compiler such as g++, then: {BUILD_COMMAND}"
+REMEDY = f"install a C++17 compiler such as g++ 11 or later, then: {BUILD_COMMAND}"
 
 _PATH = Path(__file__).parent / "_C.abi3.so"
 

@@ -118,6 +118,16 @@ def test_cuda_kernels_use_no_stack_and_few_registers():
         assert int(shared) <= 16 * 1024, name
 
 
+@pytest.mark.skipif(shutil.which("g++-11") is None, reason="g++ 11, the oldest that serves, is not installed here")
+def test_the_oldest_compiler_takes_the_cpu_kernels():
+    torch_headers = Path(torch.__file__).parent / "include"
+    for source in (ROOT / "csrc" / "cpu").rglob("*.cpp"):
+        done = subprocess.run(["g++-11", "-std=c++17", "-fsyntax-only", "-DTORCH_TARGET_VERSION=0x020b000000000000",
+                               "-DFASTFLOW_ISA=baseline", f"-I{ROOT / 'csrc'}", "-isystem", torch_headers, source],
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_cuda_kernel_is_registered_under_the_schema_of_the_op():
     require("nvcc")
     op = torch.ops.fastflow_cuda.gaussian_class_scores.default

@@ -119,7 +119,7 @@ def test_without_a_compiler_the_reference_computes_and_one_warning_says_so(plain
     result = plain_environment.run("import warnings; warnings.simplefilter('always')" + USE.format(backend="auto"))
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("UserWarning: fastflow: there is no native library") == 1
-    assert "install a C++17 compiler such as g++, then: pip install --no-build-isolation" in result.stderr
+    assert "install a C++17 compiler such as g++ 11 or later, then: pip install --no-build-isolation" in result.stderr
     assert Path(result.stdout.strip()).is_relative_to(plain_environment.packages)
 
 

@@ -111,7 +111,11 @@ struct Pairs {
 // The even and the odd lanes of [a, b].
 template <class T, int... lane>
 inline Pairs<T> pairs(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
   return {__builtin_shufflevector(a, b, (2 * lane)...), __builtin_shufflevector(a, b, (2 * lane + 1)...)};
+#else  // GCC has the other only from 12 on
+  return {__builtin_shuffle(a, b, Lanes<T>{(2 * lane)...}), __builtin_shuffle(a, b, Lanes<T>{(2 * lane + 1)...})};
+#endif
 }
 
 // Lane r of the result is the total over the lanes of rows[r]: joins neighbouring lanes of two rows until one is left.
