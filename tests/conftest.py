@@ -1,4 +1,7 @@
-"""Fixtures for every test: poisoned memory and a fixed seed."""
+"""Fixtures for every test: poisoned memory and a fixed seed; and for those of the command line: a finished run."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,3 +18,19 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with small.yaml and the finished run `run` of it, two seeds."""
+    from small_run import train_small
+
+    return train_small(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def work(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of it to spoil, as working directory."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

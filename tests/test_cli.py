@@ -1,11 +1,10 @@
-"""The command line: what it makes, that it repeats itself, and that a mistake is one line and changes nothing."""
+"""The command line: what it makes, and that it repeats itself."""
 
 import json
 import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,46 +12,13 @@ import pytest
 import torch
 import yaml
 from reference_oracle import checkpoint
+from small_run import CONFIG, WITHOUT_CLASSES, call, snapshot
 from test_resume import outcome
-from tiny_flow import SMALL
 
-from fastflow import cli
 from fastflow.models import SCNF
 from fastflow.training import loop
 from fastflow.training.record import read_metrics
 from fastflow.training.restore import restore
-from fastflow.training.run import locked
-
-CONFIG = SMALL | {"log_every": 2, "evaluate_every": 2, "checkpoint_every": 2}
-WITHOUT_CLASSES = ("data.labels=0", "model.head={kind: normal}", "loss={}")
-
-
-def call(*argv) -> int:
-    try:
-        return cli.main([str(part) for part in argv])
-    except SystemExit as stop:
-        return stop.code
-
-
-def snapshot(folder: Path) -> dict:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder with small.yaml and the finished run `run` of it, two seeds."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "small.yaml").write_text(yaml.safe_dump(CONFIG))
-    assert call("train", folder / "small.yaml", "--set", "seeds=2", "--no-figures", "--out", folder / "run") == 0
-    return folder
-
-
-@pytest.fixture
-def work(trained, tmp_path, monkeypatch) -> Path:
-    """A copy of it to spoil, as working directory."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_a_run_holds_all_it_should(trained):
@@ -226,133 +192,3 @@ def test_a_model_without_classes_is_trained_resumed_evaluated_sampled_and_drawn(
     assert call("sample", "flow", "--label", 0, "--out", "none.npz") == 2
     assert "sample: label is 0, but the model has no classes; leave it out" in capsys.readouterr().err
     assert not Path("none.npz").exists()
-
-
-SMALL_SET = ("train", "small.yaml", "--no-figures", "--set")
-BAD = {
-    "no such command": (("trian",), "invalid choice: 'trian'"),
-    "no such option": (("train", "small.yaml", "--sed"), "unrecognized arguments: --sed"),
-    "missing file": (("train", "absent.yaml"), "absent.yaml: no such file"),
-    "folder": (("train", "run"), "run is a folder, expected a YAML file; add --resume"),
-    "not YAML": (("train", "broken.yaml"), "broken.yaml: not valid YAML"),
-    "not a mapping": (("train", "list.yaml"), "list.yaml: expected a mapping of sections"),
-    "typo": ((*SMALL_SET, "optimizer.learning_rate=1"), "unknown key optimizer.learning_rate"),
-    "suggestion": ((*SMALL_SET, "optimiser.lr=1"), "unknown key optimiser; did you mean optimizer?"),
-    "suggestion inside": ((*SMALL_SET, "model.trunk.hiden=1"), "did you mean model.trunk.hidden?"),
-    "wrong section": ((*SMALL_SET, "lr=1"), "unknown key lr; did you mean optimizer.lr?"),
-    "wrong type": ((*SMALL_SET, "steps=many"), "steps is 'many': input should be a valid integer"),
-    "out of range": ((*SMALL_SET, "optimizer.lr=-1"), "optimizer.lr is -1: input should be greater than 0"),
-    "not finite": ((*SMALL_SET, "optimizer.lr=.nan"), "optimizer.lr is nan: input should be a finite number"),
-    "kind": ((*SMALL_SET, "model.trunk.kind=cov"), "model.trunk.kind is 'cov', expected 'conv', 'vector'"),
-    "no value": ((*SMALL_SET, "steps"), "--set steps: expected key=value"),
-    "value as section": ((*SMALL_SET, "steps.more=1"), "--set steps.more=1: steps is a value, not a section"),
-    "too many labels": ((*SMALL_SET, "data.labels=1290"), "data.monitor is 1290 + 30, expected at most 1297"),
-    "labels without classes": ((*SMALL_SET, "model.head={kind: normal}"), "data.labels is 100, expected 0: a model"),
-    "loss without classes": ((*SMALL_SET, *WITHOUT_CLASSES, "loss.view=1"), "loss.view is 1.0, expected 0: a model"),
-    "too few labels": ((*SMALL_SET, "data.labels=9"), "data.labels is 9, expected 0 or at least 10"),
-    "nothing to draw": ((*SMALL_SET, "sampling.labelled=0", "data.labels=1297", "data.monitor=0"), "no row has weight"),
-    "no MNIST": ((*SMALL_SET, "data.name=mnist"), "FASTFLOW_DATA"),
-    "no MNIST there": ((*SMALL_SET, "data.name=mnist", "data.path=run"), "run/train-images-idx3-ubyte.gz: no such"),
-    "no archive": ((*SMALL_SET, "data.name=npz"), "data.path is missing"),
-    "impossible shape": (("train", "conv.yaml"), "conv_trunk: image is 8 x 8, expected at least 32 x 32"),
-    "no pretrained": (("train", "small.yaml", "--pretrained", "absent.torch"), "there is no file absent.torch"),
-    "not a pretrained": (("eval", "small.yaml", "--pretrained", "broken.yaml"), "broken.yaml is no checkpoint"),
-    "not empty": (("train", "small.yaml", "--out", "run"), "run exists and is not empty; add --resume"),
-    "a file": (("train", "small.yaml", "--out", "small.yaml"), "small.yaml exists and is not empty"),
-    "nothing to resume": (("train", "small.yaml", "--resume"), "runs/small-*: no run to resume"),
-    "no such run": (("train", "small.yaml", "--resume", "--out", "absent"), "absent: no such run to resume"),
-    "another config": (("train", "run", "--resume", "--set", "optimizer.lr=0.5"), "optimizer.lr is 0.001 in this run"),
-    "fewer seeds": (("train", "run", "--resume", "--set", "seeds=1"), "seeds is 2 in this run"),
-    "eval of nothing": (("eval", "absent"), "absent: no such run or checkpoint"),
-    "eval of no run": (("eval", "."), ".: neither a checkpoint nor a run"),
-    "eval of a config": (("eval", "small.yaml"), "small.yaml: neither a checkpoint nor a run"),
-    "no such label": (("sample", "run", "--label", "10"), "expected 0 to 9"),
-    "no samples": (("sample", "run", "--count", "0"), "count is 0, expected at least 1"),
-    "no picture": (("sample", "run", "--out", "small.yaml"), "expected a name that ends in .png or .npz"),
-    "figures of nothing": (("figures", "absent"), "absent: no such run or checkpoint"),
-}
-
-
-@pytest.mark.parametrize(("argv", "message"), BAD.values(), ids=BAD.keys())
-def test_a_mistake_is_one_line_and_changes_nothing(work, monkeypatch, capfd, argv, message):
-    monkeypatch.delenv("FASTFLOW_DATA", raising=False)
-    (work / "broken.yaml").write_text("data: {name: [\n")
-    (work / "list.yaml").write_text("- 1\n")
-    trunk = {"kind": "conv", "scales": 5, "hidden": 4, "blocks": 1}
-    (work / "conv.yaml").write_text(yaml.safe_dump(CONFIG | {"model": CONFIG["model"] | {"trunk": trunk}}))
-    before = snapshot(work)
-    assert call(*argv) == 2
-    output = capfd.readouterr()
-    assert message in output.err
-    assert output.err.count("\n") == 1
-    assert output.err.startswith("fastflow")
-    assert snapshot(work) == before
-    assert not (work / "runs").exists()
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-DAMAGE = {
-    "flipped bit": ("average.safetensors", flip),
-    "truncated": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:100])),
-    "empty state": ("state.json", lambda path: path.write_text("")),
-    "missing file": ("model.safetensors", Path.unlink),
-    "garbled sums": ("SHA256SUMS", lambda path: path.write_bytes(b"\xff\n")),
-    "missing sums": ("SHA256SUMS", Path.unlink),
-}
-
-
-@pytest.mark.parametrize(("name", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_checkpoint_is_named_and_left_alone(work, capfd, name, damage):
-    damage(work / "run/checkpoints/seed-1/final" / name)
-    before = snapshot(work)
-    for argv in (("train", "run", "--resume"), ("eval", "run"), ("sample", "run/checkpoints/seed-1/final")):
-        assert call(*argv) == 2
-        output = capfd.readouterr()
-        assert output.err.count("\n") == 1
-        assert name in output.err
-        assert "damaged checkpoint" in output.err or "not a checkpoint" in output.err
-        assert snapshot(work) == before
-
-
-def test_shortened_metrics_are_noticed(work, capfd):
-    shutil.rmtree(work / "run/checkpoints/seed-1/final")
-    (work / "run/metrics.jsonl").write_text("")
-    assert call("train", "run", "--resume") == 2
-    assert "metrics.jsonl: 0 bytes, the checkpoint expects at least" in capfd.readouterr().err
-
-
-def test_other_data_is_noticed(work, capfd):
-    images = np.random.default_rng(0).integers(0, 16, (40, 8, 8))
-    arrays = {"train_images": images, "train_labels": np.arange(40) % 10, "test_images": images[:20],
-              "test_labels": np.arange(20) % 10}
-    np.savez(work / "own.npz", **arrays)
-    own = ["--set", "data={name: npz, path: own.npz, levels: 17, labels: 10}", "--no-figures"]
-    assert call("train", "small.yaml", *own, "--out", "own") == 0
-    np.savez(work / "own.npz", **arrays | {"test_labels": np.arange(20) % 10 // 2})
-    capfd.readouterr()
-    assert call("eval", "own") == 2
-    assert "is not the data of the checkpoint" in capfd.readouterr().err
-
-
-def test_two_processes_do_not_train_in_one_folder(work, capfd):
-    with locked(work / "run"):
-        assert call("train", "run", "--resume") == 2
-    assert "another process is training in this folder" in capfd.readouterr().err
-
-
-def test_a_missing_package_is_named(work, monkeypatch, capfd):
-    monkeypatch.delitem(sys.modules, "fastflow.figures", raising=False)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert call("figures", "run") == 2
-    assert "the package matplotlib is missing" in capfd.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_absent_cuda_is_said(work, capfd):
-    assert call("eval", "run", "--device", "cuda") == 2
-    assert "PyTorch sees no CUDA device" in capfd.readouterr().err
