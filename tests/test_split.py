@@ -49,7 +49,21 @@ def test_conditioner_never_sees_the_active_part():
     for split in every_split(shape):
         x = torch.randn(2, *shape)
         active = active_positions(split, shape)
-        assert torch.equal(split.passive_part(x), split.passive_part(torch.where(active, 1e30, x))), split
+        for value in (1e30, torch.inf, torch.nan):
+            assert torch.equal(split.passive_part(x), split.passive_part(torch.where(active, value, x))), (split, value)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (2, 3, 2, 4, 5), (7, 3)], ids=str)
+def test_a_mask_split_keeps_the_memory_format(shape):
+    split = Split.checkerboard(shape[1:])
+    contiguous = torch.randn(shape)
+    other = {5: torch.channels_last_3d, 4: torch.channels_last}.get(len(shape))
+    for x in (contiguous, contiguous.to(memory_format=other) if other else contiguous.T.contiguous().T):
+        x.requires_grad_()
+        passive = split.passive_part(x)
+        assert passive.stride() == x.stride()
+        assert torch.autograd.grad(passive, x, torch.ones_like(x))[0].stride() == x.stride()
+        assert torch.equal(passive, x * split.passive_mask)
 
 
 @pytest.mark.parametrize("split", [*CHANNEL_SPLITS, Split.checkerboard((3, 5), 1)], ids=repr)

@@ -108,8 +108,9 @@ class Split:
         if self.passive_mask is not None:
             self.check(tuple(x.shape[1:]))
             mask = self.passive_mask if mask is None else mask
-            # A product, because torch.where takes the mask's memory format for x's.
-            return x * mask
+            if not x.is_contiguous():  # torch.where takes the mask's memory format for x's
+                mask = torch.empty_like(x[:1], dtype=torch.bool).copy_(mask)
+            return torch.where(mask, x, 0.0)
         channels = x.shape[1]
         active = self.active_slice(channels)
         if self.layout == "interleaved":
