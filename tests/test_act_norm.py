@@ -6,7 +6,7 @@ from bijections import assert_inverts, assert_log_det, scatter
 from oracles import LAYOUTS, assert_three_way, relayout
 from torch.autograd import gradcheck
 
-from fastflow.nn import ActNorm, FlowSequential
+from fastflow.nn import ActNorm, Flatten, FlowSequential
 from fastflow.ops import act_norm, act_norm_statistics
 
 SHAPES = [(3, 1), (4, 5), (2, 8, 7), (3, 4, 7, 7), (2, 2, 3, 2, 2)]
@@ -80,6 +80,38 @@ def test_layers_start_in_order():
     assert torch.allclose(flow.layers[1].shift, torch.zeros(2), atol=1e-6)
     assert torch.allclose(flow.layers[1].log_scale, torch.zeros(2), atol=1e-5)
     assert not flow.layers[0]._forward_pre_hooks
+
+
+def test_a_layer_that_is_reached_twice_starts_from_what_it_sees_first():
+    shared, x = ActNorm(2), 3 + 2 * torch.randn(32, 2)
+    FlowSequential([shared, shared], (2,)).initialize(x)
+    shift, log_scale = act_norm_statistics(x)
+    assert torch.equal(shared.shift, shift.float())
+    assert torch.equal(shared.log_scale, log_scale.float())
+
+
+def test_what_start_from_returns_is_ignored():
+    class Returning(ActNorm):
+        def start_from(self, x):
+            super().start_from(x)
+            return x + 1000
+
+    flow = FlowSequential([Returning(2), ActNorm(2)], (2,))
+    flow.initialize(3 + 2 * torch.randn(32, 2))
+    assert torch.allclose(flow.layers[1].shift, torch.zeros(2), atol=1e-6)
+
+
+def test_a_refused_batch_leaves_no_layer_started():
+    """Of these images one pixel never varies, which only the second layer sees."""
+    flow = FlowSequential([ActNorm(1), Flatten((1, 2, 2)), ActNorm(4)], (1, 2, 2))
+    refused, good = 3 + 2 * torch.randn(2, 32, 1, 2, 2)
+    refused[:, 0, 1, 1] = 5
+    with pytest.raises(ValueError, match="zero variance"):
+        flow.initialize(refused)
+    assert not flow.layers[0].initialized
+    assert torch.equal(flow(good)[0], good.flatten(1))
+    flow.initialize(good)
+    assert torch.equal(flow.layers[0].shift, act_norm_statistics(good)[0].float())
 
 
 @pytest.mark.parametrize(("x", "message"), [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
@@ -32,17 +34,26 @@ class Bijection(nn.Module):
         """Runs the batch through once; every data-dependent layer inside starts from the input that it sees there.
 
         Those are the layers with a method `start_from(x)` and a buffer `initialized`. They start in the order in which
-        forward reaches them, with dropout off. A layer that has started before, or was loaded, is left alone.
+        forward reaches them, with dropout off. A layer that has started before, or was loaded, is left alone. If one
+        refuses the batch, those that it had started are as they were.
         """
         modes = [(module, module.training) for module in self.modules()]
-        hooks = [
-            module.register_forward_pre_hook(lambda module, inputs: module.start_from(inputs[0]))
-            for module in self.modules()
-            if hasattr(module, "start_from") and not module.initialized
-        ]
+        before = []
+
+        def start(module: nn.Module, inputs: tuple) -> None:
+            if not module.initialized:  # a shared layer is reached again
+                before.append((module, deepcopy(module.state_dict())))
+                module.start_from(inputs[0])
+
+        hooks = [module.register_forward_pre_hook(start) for module in self.modules()
+                 if hasattr(module, "start_from") and not module.initialized]
         try:
             self.eval()
             self(batch, context)
+        except BaseException:
+            for module, state in before:
+                module.load_state_dict(state)
+            raise
         finally:
             for hook in hooks:
                 hook.remove()
