@@ -47,7 +47,7 @@ def _train(args: argparse.Namespace) -> int:
     from fastflow.training.train import prepare, train
 
     config, folder = _resumed(args) if args.resume else _new(args)
-    data = prepare(config)
+    data = prepare(config, folder)
     folder = _make_folder(args, folder)
     print(f"run folder   {folder}", flush=True)
     try:
@@ -78,6 +78,8 @@ def _resumed(args: argparse.Namespace) -> tuple["Config", Path]:
     from fastflow.training.run import CONFIG, newest_run
 
     if args.config.is_dir():
+        if args.out:
+            raise ValueError(f"--out is {args.out}, expected none: {args.config} is the run to go on with")
         return load_config(args.config / CONFIG, _settings(args)), args.config
     config = load_config(args.config, _settings(args))
     folder = args.out or newest_run(RUNS, args.config.stem)

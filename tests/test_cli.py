@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -101,23 +102,60 @@ def test_resuming_a_finished_run_changes_nothing_and_adds_seeds(work, capsys):
     assert (work / "run/metrics.jsonl").read_bytes().startswith(before[work / "run/metrics.jsonl"])
 
 
+@contextmanager
+def during(step, action):
+    """Inside, every training does `action` in the middle of step `step`."""
+    def dropout(seed, now, device, original=loop.seed_dropout):
+        original(seed, now, device)
+        if now == step:
+            action()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "seed_dropout", dropout)
+        yield
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_saves_and_resumes_exactly(work, monkeypatch, capsys, number):
+def test_interrupt_saves_and_resumes_exactly(work, capsys, number):
     config = ["small.yaml", "--set", "checkpoint_every=100", "--no-figures", "--out"]
     assert call("train", *config, "whole") == 0
-
-    def interrupt(seed, step, device, original=loop.seed_dropout):
-        original(seed, step, device)
-        if step == 2:
-            os.kill(os.getpid(), number)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "seed_dropout", interrupt)
+    with during(2, lambda: os.kill(os.getpid(), number)):
         assert call("train", *config, "stopped") == 130
     assert "fastflow: interrupted; go on with: fastflow train stopped --resume\n" in capsys.readouterr().err
     assert (work / "stopped/checkpoints/seed-0/step-00000003").is_dir()
     assert call("train", "stopped", "--resume", "--no-figures") == 0
     shutil.rmtree(work / "stopped/checkpoints/seed-0/step-00000003")
+    assert outcome(work / "stopped") == outcome(work / "whole")
+
+
+class Killed(BaseException):
+    """What no code catches, as a kill."""
+
+
+def kill():
+    raise Killed
+
+
+def test_a_run_killed_resumed_and_interrupted_before_it_logs_resumes_exactly(work):
+    config = ["small.yaml", "--no-figures", "--set", "steps=6", "log_every=5", "evaluate_every=6", "checkpoint_every=3",
+              "keep=9", "--out"]
+    assert call("train", *config, "whole") == 0
+    with during(5, kill), pytest.raises(Killed):
+        call("train", *config, "stopped")
+    with during(3, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert call("train", "stopped", "--resume", "--no-figures") == 130
+    assert call("train", "stopped", "--resume", "--no-figures") == 0
+    shutil.rmtree(work / "stopped/checkpoints/seed-0/step-00000004")
+    assert outcome(work / "stopped") == outcome(work / "whole")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(work):
+    config = ["small.yaml", "--no-figures", "--set", "log_every=1", "--out"]
+    assert call("train", *config, "whole") == 0
+    with during(1, kill), pytest.raises(Killed):
+        call("train", *config, "stopped")
+    assert (work / "stopped/metrics.jsonl").stat().st_size
+    assert call("train", "small.yaml", "--resume", *config[1:], "stopped") == 0
     assert outcome(work / "stopped") == outcome(work / "whole")
 
 
@@ -166,6 +204,11 @@ def test_pretrained_models_are_evaluated_sampled_and_trained_on(tmp_path, monkey
     for name, value in model.state_dict().items():
         if "prior" not in name:
             torch.testing.assert_close(trained[name], value, atol=1e-8, rtol=1e-6, msg=name)
+    os.rename("model.torch", "elsewhere")
+    assert call("train", "run", "--resume", "--no-figures") == 0
+    assert call("train", "run", "--resume", "--no-figures", "--set", "seeds=2") == 2
+    assert "there is no file model.torch" in capsys.readouterr().err
+    os.rename("elsewhere", "model.torch")
     assert call("train", "own.yaml", "--pretrained", "model.torch", "--set", "model.head.hidden=6") == 2
     message = "model.torch: head.flow.layers.2.conditioner.input.weight is (5, 12), expected (6, 12)"
     assert message in capsys.readouterr().err

@@ -45,6 +45,8 @@ BAD = {
     "a file": (("train", "small.yaml", "--out", "small.yaml"), "small.yaml exists and is not empty"),
     "nothing to resume": (("train", "small.yaml", "--resume"), "runs/small-*: no run to resume"),
     "no such run": (("train", "small.yaml", "--resume", "--out", "absent"), "absent: no such run to resume"),
+    "no run at all": (("train", "small.yaml", "--resume", "--out", "own"), "own holds metrics.jsonl and no config"),
+    "two folders": (("train", "run", "--resume", "--out", "own"), "--out is own, expected none: run is the"),
     "another config": (("train", "run", "--resume", "--set", "optimizer.lr=0.5"), "optimizer.lr is 0.001 in this run"),
     "fewer seeds": (("train", "run", "--resume", "--set", "seeds=1"), "seeds is 2 in this run"),
     "eval of nothing": (("eval", "absent"), "absent: no such run or checkpoint"),
@@ -64,6 +66,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(work, monkeypatch, capfd, arg
     (work / "list.yaml").write_text("- 1\n")
     trunk = {"kind": "conv", "scales": 5, "hidden": 4, "blocks": 1}
     (work / "conv.yaml").write_text(yaml.safe_dump(CONFIG | {"model": CONFIG["model"] | {"trunk": trunk}}))
+    (work / "own").mkdir()
+    (work / "own/metrics.jsonl").write_text("{}\n")
     before = snapshot(work)
     assert call(*argv) == 2
     output = capfd.readouterr()
@@ -108,6 +112,17 @@ def test_shortened_metrics_are_noticed(work, capfd):
     (work / "run/metrics.jsonl").write_text("")
     assert call("train", "run", "--resume") == 2
     assert "metrics.jsonl: 0 bytes, the checkpoint expects at least" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "checkpoints/seed-0", "checkpoints/seed-0/final"])
+def test_no_line_of_metrics_is_lost_with_a_checkpoint(work, capfd, lost):
+    shutil.rmtree(work / "run" / lost)
+    before = snapshot(work)
+    assert call("train", "run", "--resume") == 2
+    error = capfd.readouterr().err
+    assert "metrics.jsonl: going on with seed 0 would cut off step" in error
+    assert error.count("\n") == 1
+    assert snapshot(work) == before
 
 
 def test_other_data_is_noticed(work, capfd):

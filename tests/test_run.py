@@ -62,12 +62,15 @@ def test_metrics_are_cut_back_to_a_position(tmp_path):
         file.write('{"seed": 0, "st')
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
     record = Recorder(path, tmp_path / "board", seed=0, step=1, position=position)
+    assert record.position() == position
     record.write(2, "train", {"loss": 3.0})
     record.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 0.1 + 0.2), (2, 3.0)]
-    path.write_text("{\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl: line 1 is not JSON"):
-        read_metrics(path)
+    assert [line["step"] for line in read_metrics(path, position)] == [2]
+    for text, message in (("{\n", "line 1 is not JSON"), ("7\n", "line 1 is int, expected a JSON object")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"metrics.jsonl: {message}"):
+            read_metrics(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

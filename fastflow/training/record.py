@@ -22,6 +22,7 @@ class Recorder:
         self._seed = seed
         self._file = metrics.open("ab")
         self._file.truncate(position)
+        self._file.seek(position)  # truncating leaves tell() where the file ended
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
     def write(self, step: int, split: str, values: dict) -> None:
@@ -58,15 +59,18 @@ def require_finite(step: int, name: str, value: float) -> None:
         )
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl, for the last of a run under way may be torn.
+def read_metrics(path: Path, position: int = 0) -> list[dict]:
+    """The whole lines of a metrics.jsonl from byte `position` on, for the last of a run under way may be torn.
 
-    Raises ValueError naming the first line that is not JSON.
+    Raises ValueError naming the first line that is not a JSON object.
     """
     lines = []
-    for number, text in enumerate(path.read_text().split("\n")[:-1], 1):
+    for number, text in enumerate(path.read_bytes()[position:].split(b"\n")[:-1], 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from error
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(line, dict):
+            raise ValueError(f"{path}: line {number} is {type(line).__name__}, expected a JSON object")
+        lines.append(line)
     return lines

@@ -43,10 +43,18 @@ def newest_run(root: Path, name: str) -> Path:
     return max(runs, key=lambda folder: folder.name)
 
 
+def require_run(folder: Path) -> None:
+    """Raises FileExistsError if `folder` holds something and no run, for training would write over it."""
+    if not (folder / CONFIG).is_file():
+        strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if strange:
+            raise FileExistsError(f"{folder} holds {strange[0]} and no {CONFIG}, expected a run folder or an empty one")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the run for this process; the lock dies with it. Raises BlockingIOError if another process holds it."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

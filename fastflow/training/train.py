@@ -25,17 +25,21 @@ from fastflow.training.checkpoint import (
 from fastflow.training.config import Config
 from fastflow.training.evaluate import evaluate
 from fastflow.training.loop import Objective, fit, likelihood
-from fastflow.training.record import Recorder
-from fastflow.training.run import METRICS, locked, record_config, seed_folder
+from fastflow.training.record import Recorder, read_metrics
+from fastflow.training.run import METRICS, locked, record_config, require_run, seed_folder
 from fastflow.training.state import TrainingState
 
 
-def prepare(config: Config) -> ImageData:
-    """The data of a configuration, and every mistake in it that can be seen before a run folder exists."""
+def prepare(config: Config, folder: Path | None = None) -> ImageData:
+    """The data of a configuration, and every mistake in it that can be seen before a run folder exists.
+
+    Seeds that have a checkpoint in `folder`, of a run to go on with, no longer need the pretrained weights.
+    """
     data, device = load_data(config.data), choose_device(config.device)
     Batches(data, split(data, config.data, config.seed), config, config.seed, device)
     model = build_model(config.model, data.shape, data.levels, data.classes)
-    if config.pretrained:
+    seeds = range(config.seed, config.seed + config.seeds)
+    if config.pretrained and not (folder and all(latest(seed_folder(folder, seed)) for seed in seeds)):
         load_pretrained(model, config.pretrained)
     return data
 
@@ -45,6 +49,7 @@ def train(config: Config, folder: Path, data: ImageData, objective: Objective = 
 
     Returns for each seed what `evaluate` says of the final weights on the test set, which is used for nothing else.
     """
+    require_run(folder)
     with locked(folder):
         record_config(folder, config)
         device, results, position = choose_device(config.device), [], 0
@@ -69,13 +74,17 @@ class SeedRun:
         self.batches = Batches(data, self.split, config, seed, device)
 
     def train(self, position: int, title: str, objective: Objective) -> None:
-        """Goes on from the latest checkpoint, or starts; then metrics.jsonl is first cut back to `position`."""
+        """Goes on from the latest checkpoint, or starts; then metrics.jsonl is first cut back to `position`.
+
+        Raises ValueError if that would lose lines which the seed does not write again.
+        """
         torch.manual_seed(self.seed)
         data = self.data
         model = build_model(self.config.model, data.shape, data.levels, data.classes).to(self.device)
         prune(self.checkpoints, self.config.keep)
         newest = latest(self.checkpoints)
         if newest is None:
+            self._require_lines_to_repeat(position, self.config.checkpoint_every)
             if self.config.pretrained:
                 load_pretrained(model, self.config.pretrained)
             first = self.batches(0)
@@ -87,6 +96,7 @@ class SeedRun:
             state = TrainingState(model, self.config.optimizer)
             state.load(checkpoint.state["step"], checkpoint.tensors)
             position = checkpoint.state["metrics_position"]
+            self._require_lines_to_repeat(position, self.config.steps)
         board = self.folder / "tensorboard" / f"seed-{self.seed}"
         recorder = Recorder(self.folder / METRICS, board, seed=self.seed, step=state.step, position=position)
         try:
@@ -106,6 +116,17 @@ class SeedRun:
             self._save(self.checkpoints / FINAL, state.step, tensors, recorder, {"results": results})
         finally:
             recorder.close()
+
+    def _require_lines_to_repeat(self, position: int, last: int) -> None:
+        """Past `position` there may be lines of this seed up to step `last`; any other would be lost."""
+        path = self.folder / METRICS
+        for line in read_metrics(path, position) if path.exists() else []:
+            if line.get("seed") != self.seed or not line.get("step", last + 1) <= last:
+                raise ValueError(
+                    f"{path}: going on with seed {self.seed} would cut off step {line.get('step')} of seed "
+                    f"{line.get('seed')} for good; was its checkpoint in {self.checkpoints.parent} deleted? bring it "
+                    "back, or start another run"
+                )
 
     def _monitor(self, model: nn.Module) -> dict | None:
         rows = torch.from_numpy(self.split.monitor)
