@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastflow.ops.packing import empty_packed, unpack
+
 from .launch import column_reduction, multiprocessors, row_reduction
 from .layout import channel_index, offsets, plan, tile
 from .numerics import tanh
@@ -110,13 +112,13 @@ def affine_coupling_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "grad_z_row_stride", "grad_log_det_stride", "saved_row_stride",
-                               "scale_row_stride", "shift_row_stride", "grad_x_row_stride", "grad_scale_row_stride",
-                               "grad_shift_row_stride", "grad_gain_row_stride"])
+                               "scale_row_stride", "shift_row_stride", "grad_x_row_stride",
+                               "grad_parameters_row_stride", "grad_gain_row_stride"])
 def affine_coupling_backward_kernel(
     grad_z_ptr, grad_log_det_ptr, saved_ptr, scale_ptr, shift_ptr, gain_ptr, mask_ptr,
     grad_x_ptr, grad_scale_ptr, grad_shift_ptr, grad_gain_ptr,
     rows, grad_z_row_stride, grad_log_det_stride, saved_row_stride, scale_row_stride, shift_row_stride,
-    grad_x_row_stride, grad_scale_row_stride, grad_shift_row_stride, grad_gain_row_stride,
+    grad_x_row_stride, grad_parameters_row_stride, grad_gain_row_stride,
     GRAD_Z_STRIDES: tl.constexpr, SAVED_STRIDES: tl.constexpr, SCALE_STRIDES: tl.constexpr, SHIFT_STRIDES: tl.constexpr,
     GAIN_STRIDES: tl.constexpr, MASK_STRIDES: tl.constexpr, GRAD_X_STRIDES: tl.constexpr,
     GRAD_SCALE_STRIDES: tl.constexpr, GRAD_SHIFT_STRIDES: tl.constexpr, GRAD_GAIN_STRIDES: tl.constexpr,
@@ -157,37 +159,36 @@ def affine_coupling_backward_kernel(
         grad_x = tl.load(grad_z_tile, mask=tile_mask, other=0.0).to(COMPUTE)
         if _may_be_active(first, BLOCK_FEATURES, SIZES, CHANNEL, FEATURES, START, STEP, ACTIVE):
             g = grad_x
+            saved_tile = tile(saved_ptr, row, saved_row_stride, ROW_ALIGN, feature, channel, SAVED_STRIDES, SIZES,
+                              CHANNEL)
+            scale_tile = tile(scale_ptr, row, scale_row_stride, ROW_ALIGN, feature, index, SCALE_STRIDES, SIZES,
+                              CHANNEL)
+            w = tl.load(saved_tile, mask=parameter_mask, other=0.0).to(COMPUTE)
+            s = tl.load(scale_tile, mask=parameter_mask, other=0.0).to(COMPUTE)
+            _, factor, slope = scale_map(s, gain, KIND, BIAS, EPS, CLAMP, INVERSE)
+            if SHIFT_AT_INPUT == FROM_INPUT:
+                shift_tile = tile(shift_ptr, row, shift_row_stride, ROW_ALIGN, feature, index, SHIFT_STRIDES, SIZES,
+                                  CHANNEL)
+                shift = SIGN * tl.load(shift_tile, mask=parameter_mask, other=0.0).to(COMPUTE)
+                w = w + shift if SHIFT_AT_INPUT else w - shift
+            if FROM_INPUT:
+                w = w * factor
+            grad_log_c = g * w
+            if grad_log_det_ptr is not None:
+                h = tl.load(grad_log_det_ptr + row * grad_log_det_stride, mask=row_mask, other=0.0)
+                grad_log_c = tl.fma(g, w, h[:, None])
+            grad_log_c = SIGN * grad_log_c
             grad_shift = SIGN * g
-            if KIND != ADDITIVE:
-                saved_tile = tile(saved_ptr, row, saved_row_stride, ROW_ALIGN, feature, channel, SAVED_STRIDES, SIZES,
-                                  CHANNEL)
-                scale_tile = tile(scale_ptr, row, scale_row_stride, ROW_ALIGN, feature, index, SCALE_STRIDES, SIZES,
-                                  CHANNEL)
-                w = tl.load(saved_tile, mask=parameter_mask, other=0.0).to(COMPUTE)
-                s = tl.load(scale_tile, mask=parameter_mask, other=0.0).to(COMPUTE)
-                _, factor, slope = scale_map(s, gain, KIND, BIAS, EPS, CLAMP, INVERSE)
-                if SHIFT_AT_INPUT == FROM_INPUT:
-                    shift_tile = tile(shift_ptr, row, shift_row_stride, ROW_ALIGN, feature, index, SHIFT_STRIDES,
-                                      SIZES, CHANNEL)
-                    shift = SIGN * tl.load(shift_tile, mask=parameter_mask, other=0.0).to(COMPUTE)
-                    w = w + shift if SHIFT_AT_INPUT else w - shift
-                if FROM_INPUT:
-                    w = w * factor
-                grad_log_c = g * w
-                if grad_log_det_ptr is not None:
-                    h = tl.load(grad_log_det_ptr + row * grad_log_det_stride, mask=row_mask, other=0.0)
-                    grad_log_c = tl.fma(g, w, h[:, None])
-                grad_log_c = SIGN * grad_log_c
-                g = g * factor
-                if SHIFT_AT_INPUT:
-                    grad_shift = SIGN * g
-                grad_scale_tile = tile(grad_scale_ptr, row, grad_scale_row_stride, ROW_ALIGN, feature, index,
-                                       GRAD_SCALE_STRIDES, SIZES, CHANNEL)
-                tl.store(grad_scale_tile, tl.where(active_mask, grad_log_c * slope, 0.0), mask=parameter_mask)
-                if grad_gain_ptr is not None:
-                    grad_gain += tl.where(active_mask, grad_log_c * tanh(s), 0.0)
+            g = g * factor
+            if SHIFT_AT_INPUT:
+                grad_shift = SIGN * g
+            grad_scale_tile = tile(grad_scale_ptr, row, grad_parameters_row_stride, ROW_ALIGN, feature, index,
+                                   GRAD_SCALE_STRIDES, SIZES, CHANNEL)
+            tl.store(grad_scale_tile, tl.where(active_mask, grad_log_c * slope, 0.0), mask=parameter_mask)
+            if grad_gain_ptr is not None:
+                grad_gain += tl.where(active_mask, grad_log_c * tanh(s), 0.0)
             grad_x = tl.where(active_mask, g, grad_x)
-            grad_shift_tile = tile(grad_shift_ptr, row, grad_shift_row_stride, ROW_ALIGN, feature, index,
+            grad_shift_tile = tile(grad_shift_ptr, row, grad_parameters_row_stride, ROW_ALIGN, feature, index,
                                    GRAD_SHIFT_STRIDES, SIZES, CHANNEL)
             tl.store(grad_shift_tile, tl.where(active_mask, grad_shift, 0.0), mask=parameter_mask)
         tl.store(grad_x_tile, grad_x, mask=tile_mask)
@@ -228,17 +229,16 @@ def affine_coupling_cuda(
 
 
 def affine_coupling_backward_cuda(
-    grad_z: Tensor, grad_log_det: Tensor | None, saved: Tensor, scale: Tensor | None, shift: Tensor,
-    gain: Tensor | None, mask: Tensor | None, start: int, step: int, kind: int, bias: float, eps: float, clamp: float,
-    shift_first: bool, inverse: bool, from_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_z: Tensor, grad_log_det: Tensor | None, saved: Tensor, scale: Tensor, shift: Tensor, gain: Tensor | None,
+    mask: Tensor | None, start: int, step: int, kind: int, bias: float, eps: float, clamp: float, shift_first: bool,
+    inverse: bool, from_input: bool, packing: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the backward kernel: the arguments of `fastflow::affine_coupling_backward`, unchecked."""
-    grad_x, grad_shift, rows = torch.empty_like(saved), torch.empty_like(shift), saved.shape[0]
-    grad_scale = None if scale is None else torch.empty_like(scale)
-    none = shift.new_empty(0)
+    grad_x, grad_parameters, rows = torch.empty_like(saved), empty_packed(scale), saved.shape[0]
+    none = scale.new_empty(0)
     if saved.numel() == 0:
-        return (grad_x, none if grad_scale is None else grad_scale, grad_shift,
-                none if gain is None else torch.zeros_like(gain))
+        return grad_x, grad_parameters, none if gain is None else torch.zeros_like(gain)
+    grad_scale, grad_shift = unpack(grad_parameters, packing)
     features = math.prod(saved.shape[1:])
     launch = column_reduction(rows, features, saved.element_size(), multiprocessors(saved.device), gain is not None)
     partial = None if gain is None else gain.new_empty((launch.row_programs, *shift.shape[1:]))
@@ -250,21 +250,20 @@ def affine_coupling_backward_cuda(
     with torch.cuda.device_of(saved):
         affine_coupling_backward_kernel[launch.row_programs * launch.feature_programs,](
             grad_z, grad_log_det, saved, scale, shift, gain, mask, grad_x, grad_scale, grad_shift, partial,
-            rows, grad_z.stride(0), _first(grad_log_det), saved.stride(0), _first(scale), shift.stride(0),
-            grad_x.stride(0), _first(grad_scale), grad_shift.stride(0), _first(partial),
+            rows, grad_z.stride(0), _first(grad_log_det), saved.stride(0), scale.stride(0), shift.stride(0),
+            grad_x.stride(0), grad_parameters.stride(0), _first(partial),
             GRAD_Z_STRIDES=grad_z_strides, SAVED_STRIDES=saved_strides, SCALE_STRIDES=scale_strides,
             SHIFT_STRIDES=shift_strides, GAIN_STRIDES=gain_strides, MASK_STRIDES=mask_strides,
             GRAD_X_STRIDES=grad_x_strides, GRAD_SCALE_STRIDES=grad_scale_strides,
             GRAD_SHIFT_STRIDES=grad_shift_strides, GRAD_GAIN_STRIDES=partial_strides,
-            ROW_ALIGN=_row_align(grad_z, saved, scale, shift, grad_x, grad_scale, grad_shift),
+            ROW_ALIGN=_row_align(grad_z, saved, scale, shift, grad_x, grad_parameters),
             SIZES=layout.sizes, CHANNEL=layout.channel, FEATURES=features, START=layout.start, STEP=layout.step,
             ACTIVE=layout.active, KIND=kind, BIAS=bias, EPS=eps, CLAMP=clamp, SHIFT_FIRST=shift_first,
             INVERSE=inverse, FROM_INPUT=from_input,
             BLOCK_ROWS=launch.block_rows, BLOCK_FEATURES=launch.block_features,
             num_warps=launch.num_warps, enable_fp_fusion=False,
         )
-    return (grad_x, none if grad_scale is None else grad_scale, grad_shift,
-            none if partial is None else partial.sum((0, *range(2, partial.dim()))))
+    return grad_x, grad_parameters, none if partial is None else partial.sum((0, *range(2, partial.dim())))
 
 
 def _inner(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ def schema_arguments(inputs: dict, inverse: bool) -> tuple:
     """The arguments of the registered op for those of the public function."""
     m, log_det = inputs["scale_map"], inputs["log_det"]
     x, scale, shift = inputs["x"], inputs["scale"], inputs["shift"]
-    start, step, gain, mask = _check(x, scale, shift, m, inputs["active"], inputs["mask"], log_det)
+    _, start, step, gain, mask = _check("affine_coupling", x, m, inputs["active"], inputs["mask"], log_det)
     return (x, scale, shift, gain, mask, log_det, start, step, m.index, m.bias, m.eps, m.clamp, m.shift_first, inverse)
 
 
@@ -42,10 +42,10 @@ def test_opcheck(name, split, shape, layout, dtype):
     x, scale, shift, gain, mask, _, *settings = arguments
     grad_z = relayout(torch.randn(shape).to(dtype), layout) if x.numel() else torch.empty_like(x)
     grad_log_det = None if split == "odd" else torch.randn(shape[0], dtype=inputs["log_det"].dtype)
-    for from_input in (False, True):
+    for from_input, packing in ((False, 0), (True, 3)) if scale is not None else ():
         torch.library.opcheck(
             torch.ops.fastflow.affine_coupling_backward.default,
-            (grad_z, grad_log_det, x, scale, shift, gain, mask, *settings, from_input),
+            (grad_z, grad_log_det, x, scale, shift, gain, mask, *settings, from_input, packing),
         )
 
 

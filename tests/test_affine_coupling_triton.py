@@ -24,13 +24,15 @@ from test_affine_coupling import (  # noqa: F401, collected here to run on this 
     test_rows_do_not_see_each_other,
     test_running_log_det_is_added_to_and_left_alone,
 )
+from test_affine_coupling_packed import test_values_and_gradients as test_packed_parameters  # noqa: F401
 from triton_process import DEVICE, INTERPRETED, MARKS, erring_division
 
 from fastflow._backend import backend as forced_backend
 from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda
 from fastflow.kernels.launch import multiprocessors
 from fastflow.ops import affine_coupling
-from fastflow.ops.affine_coupling import KINDS, backward_reference, reference
+from fastflow.ops.affine_coupling import backward_reference, reference
+from fastflow.ops.scale_map import KINDS
 
 pytestmark = MARKS
 every_map = pytest.mark.parametrize("name", MAPS)
@@ -131,7 +133,7 @@ def test_backward_from_output_and_from_input(shift_first, inverse, from_input, d
     saved, grad_z = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     scale, shift, grad_log_det = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.randn(ROWS)
     gain = 0.5 + torch.rand(300)
-    settings = (None, 0, 1, KINDS.index("tanh"), 0.0, 0.0, 1.0, shift_first, inverse, from_input)
+    settings = (None, 0, 1, KINDS.index("tanh"), 0.0, 0.0, 1.0, shift_first, inverse, from_input, 0)
 
     def compute(function, dtype=None):
         tensors = [t if dtype is None else t.to(dtype) for t in (grad_z, grad_log_det, saved, scale, shift, gain)]
@@ -139,7 +141,7 @@ def test_backward_from_output_and_from_input(shift_first, inverse, from_input, d
 
     computed, truth = compute(affine_coupling_backward_cuda), compute(backward_reference, torch.float64)
     storage, single = compute(backward_reference), compute(backward_reference, torch.float32)
-    for index, key in enumerate(("x", "scale", "shift", "gain")):
+    for index, key in enumerate(("x", "parameters", "gain")):
         plain = single if key == "gain" else storage
         assert_three_way(computed[index], plain[index], truth[index], name=f"grad_{key}")
 

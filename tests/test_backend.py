@@ -12,8 +12,8 @@ from needs import require
 import fastflow
 from fastflow import _backend, _library, _proof
 from fastflow.doctor import doctor
+from fastflow.ops import ScaleMap, affine_coupling
 from fastflow.ops._define import Op
-from fastflow.ops.affine_coupling import ScaleMap, affine_coupling
 
 
 def _run(code: str, **environment: str) -> subprocess.CompletedProcess:

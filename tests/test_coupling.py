@@ -47,7 +47,7 @@ def test_coupling_is_a_bijection_with_its_log_det(name, packing):
             torch.testing.assert_close(coupling(x)[1], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_packings_are_views_of_the_same_parameters():
+def test_packings_are_layouts_of_the_same_parameters():
     scale, shift = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
     x = torch.randn(4, 6, 5)
     tensors = {
@@ -62,9 +62,6 @@ def test_packings_are_views_of_the_same_parameters():
         coupling = AffineCoupling(lambda passive, made=made: made, packing=packing)
         for ours, theirs in zip(coupling(x), expected, strict=True):
             assert torch.equal(ours, theirs), packing
-        for view, values in zip(coupling._scale_and_shift(made, x), (scale, shift), strict=True):
-            assert view.untyped_storage().data_ptr() == made.untyped_storage().data_ptr()
-            assert torch.equal(view, values)
 
 
 def test_context_reaches_the_conditioner():

@@ -18,7 +18,7 @@ ROOT = Path(fastflow.__file__).resolve().parent.parent
 USE = """
 import fastflow, torch
 from fastflow.ops import affine_coupling
-from fastflow.ops.affine_coupling import ScaleMap
+from fastflow.ops import ScaleMap
 x = torch.arange(12.0).view(3, 4) / 8
 with fastflow.backend({backend!r}):
     z, log_det = affine_coupling(x, x, x, scale_map=ScaleMap("exp"))

@@ -48,13 +48,23 @@ Dtype dtype_of(const Tensor& tensor) {
   }
 }
 
-// Of these sizes and dtype, contiguous, without a trip through the dispatcher.
-Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, int32_t dtype) {
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// Uninitialised, contiguous or with the channels last, without a trip through the dispatcher.
+Tensor allocate(Sizes sizes, int32_t dtype, bool channels_last = false) {
+  const size_t dims = sizes.size();
   int64_t strides[max_dims + 1], stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  const auto place = [&](size_t d) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  };
+  if (channels_last) place(1);
+  for (size_t d = dims; d-- > 0;) {
+    if (d != 1 || !channels_last) place(d);
+  }
   AtenTensorHandle empty = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides, dtype,
-                                                  aoti_torch_device_type_cpu(), 0, &empty));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes.data(), strides, dtype, aoti_torch_device_type_cpu(), 0, &empty));
   return Tensor(empty);
 }
 
@@ -232,27 +242,35 @@ void backward_with_gain(const AffineCoupling& c, Tensor& grad_gain) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_z, std::optional<Tensor> grad_log_det, const Tensor& saved, std::optional<Tensor> scale,
+// As fastflow.ops.packing.empty_packed.
+Tensor allocate_packed(const Tensor& scale) {
+  int64_t sizes[max_dims + 1];
+  std::copy(scale.sizes().begin(), scale.sizes().end(), sizes);
+  sizes[1] *= 2;
+  const bool channels_last = scale.dim() >= 4 && scale.stride(1) < scale.stride(scale.dim() - 1);
+  return allocate({sizes, static_cast<size_t>(scale.dim())}, native_dtype(scale), channels_last);
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_z, std::optional<Tensor> grad_log_det, const Tensor& saved, const Tensor& scale,
     const Tensor& shift, std::optional<Tensor> gain, std::optional<Tensor> mask, int64_t start, int64_t step,
-    int64_t kind, double bias, double eps, double clamp, bool shift_first, bool inverse, bool from_input) {
+    int64_t kind, double bias, double eps, double clamp, bool shift_first, bool inverse, bool from_input,
+    int64_t packing) {
   Tensor grad_x = allocate_like(saved);
-  Tensor grad_scale = scale ? allocate_like(*scale) : allocate({0}, native_dtype(shift));
-  Tensor grad_shift = allocate_like(shift);
-  Tensor grad_gain = gain ? allocate_like(*gain) : allocate({0}, native_dtype(shift));
+  Tensor grad_parameters = allocate_packed(scale);
+  Tensor grad_gain = gain ? allocate_like(*gain) : allocate({0}, native_dtype(scale));
   if (shift.numel() == 0) {
     torch::stable::zero_(grad_gain);
-    return {grad_x, grad_scale, grad_shift, grad_gain};
+    return {grad_x, grad_parameters, grad_gain};
   }
   AffineCoupling c =
       describe(grad_z, grad_x, shift, scale, gain, mask, {start, step, kind, bias, eps, clamp, shift_first, inverse});
   c.from_input = from_input;
-  c.operand[GRAD_SHIFT] = channels(grad_shift, 0, 1);
-  if (scale) {
-    c.operand[SAVED] = channels(saved, start, step);
-    c.operand[GRAD_SCALE] = channels(grad_scale, 0, 1);
-    if ((shift_first == inverse) != from_input) c.operand[SHIFT] = channels(shift, 0, 1);
-  }
+  c.operand[SAVED] = channels(saved, start, step);
+  if ((shift_first == inverse) != from_input) c.operand[SHIFT] = channels(shift, 0, 1);
+  const int64_t interleaved = packing >= 2, second = interleaved ? 1 : shift.size(1), shift_leads = packing % 2;
+  c.operand[GRAD_SCALE] = channels(grad_parameters, shift_leads * second, 1 + interleaved);
+  c.operand[GRAD_SHIFT] = channels(grad_parameters, (1 - shift_leads) * second, 1 + interleaved);
   c.gains = grad_gain.numel();
   if (gain) c.operand[GRAD_GAIN] = {static_cast<char*>(grad_gain.data_ptr()), float64, 0, {1}};
   simplify(c.dims, c.size, c.operand, ROLES, Z);
@@ -265,7 +283,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   } else {
     over_rows(c, kernels().backward);
   }
-  return {grad_x, grad_scale, grad_shift, grad_gain};
+  return {grad_x, grad_parameters, grad_gain};
 }
 
 }  // namespace

@@ -12,30 +12,49 @@ from torch import Tensor
 
 from fastflow.bench.cases import SCALE_MAPS, Case
 from fastflow.bench.inputs import Inputs, Normal, OpProviders
-from fastflow.ops import ScaleMap, affine_coupling
+from fastflow.ops import ScaleMap, affine_coupling, affine_coupling_packed
+from fastflow.ops.packing import PACKINGS, pack, unpack
 
-Call = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Call = Callable[..., tuple[Tensor, Tensor]]
+_HALVES, _NORMFLOWS = "shift_scale", "shift_scale_interleaved"
 
 
 def inputs(case: Case, provider: str, device: str) -> Inputs:
-    """x, raw scale and shift (halves of one packed tensor; normflows: its even and odd channels), log_det, gain."""
+    """x, raw scale and shift, log_det, gain. Scale and shift are views of one tensor that a conditioner made: its
+    halves, for normflows odd and even channels. Training starts from that tensor; each provider splits it in its way.
+    """
     rows, channels, *space = case.shape
     normal = Normal(case, device)
     x = normal(rows, 2 * channels, *space)
     shift, scale = normal(rows, channels, *space), normal(rows, channels, *space)
-    if provider == "normflows":
-        packed = torch.stack([shift, scale], 2).flatten(1, 2)
-        shift, scale = packed[:, 0::2], packed[:, 1::2]
-    elif case.variant != "additive":
-        packed = torch.cat([shift, scale], 1)
-        shift, scale = packed[:, :channels], packed[:, channels:]
+    log_det, grad_log_det = normal.reduced(rows), normal.reduced(rows)
     if case.variant == "additive":
         scale = None
-    log_det, grad_log_det = normal.reduced(rows), normal.reduced(rows)
+    else:
+        packing = _NORMFLOWS if provider == "normflows" else _HALVES
+        parameters = pack(scale, shift, PACKINGS.index(packing))
+        scale, shift = unpack(parameters, PACKINGS.index(packing))
     gain = torch.linspace(0.5, 2, channels, device=device, dtype=log_det.dtype) if case.variant == "tanh" else None
     grads = (normal(*x.shape), grad_log_det)
-    return Inputs((x, scale, shift, log_det, gain), leaves=(x, scale, shift, gain),
-                  grads=grads[:1] if scale is None else grads)
+    if scale is None:
+        return Inputs((x, None, shift, log_det, None), leaves=(x, shift), grads=grads[:1])
+    if _trains(case):
+        return Inputs((x, parameters, log_det, gain), leaves=(x, parameters, gain), grads=grads)
+    return Inputs((x, scale, shift, log_det, gain))
+
+
+def _trains(case: Case) -> bool:
+    return case.direction == "forward+backward" and case.variant != "additive"
+
+
+def _splitting(split: Callable[[Tensor], tuple[Tensor, Tensor]], case: Case, call: Call) -> Call:
+    """`call` on parameters that hold shift and scale; on these two themselves where nothing is trained."""
+
+    def training(x, parameters, log_det, gain):
+        shift, scale = split(parameters)
+        return call(x, scale, shift, log_det, gain)
+
+    return training if _trains(case) else call
 
 
 def fastflow(case: Case, given: Inputs) -> Call:
@@ -45,7 +64,11 @@ def fastflow(case: Case, given: Inputs) -> Call:
     def call(x, scale, shift, log_det, gain):
         return affine_coupling(x, scale, shift, scale_map=scale_map, active=active, log_det=log_det, inverse=inverse)
 
-    return call
+    def training(x, parameters, log_det, gain):
+        return affine_coupling_packed(x, parameters, packing=_HALVES, scale_map=scale_map, active=active,
+                                      log_det=log_det)
+
+    return training if _trains(case) else call
 
 
 def _with_log(c: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +109,9 @@ def eager(case: Case, given: Inputs) -> Call:
         c, log_c = scale_of(scale, gain)
         return torch.cat([passive, (active - shift) / c], 1), log_det - log_c.flatten(1).sum(1)
 
-    return additive if scale_of is None else backwards if inverse else forwards
+    if scale_of is None:
+        return additive
+    return _splitting(lambda parameters: parameters.chunk(2, 1), case, backwards if inverse else forwards)
 
 
 def _sum_except_batch(x: Tensor) -> Tensor:
@@ -111,7 +136,7 @@ def nflows(case: Case, given: Inputs) -> Call:
         z[:, transform] = active
         return z, log_det + own
 
-    return call
+    return _splitting(lambda parameters: (parameters[:, :channels], parameters[:, channels:]), case, call)
 
 
 def normflows(case: Case, given: Inputs) -> Call:
@@ -136,7 +161,7 @@ def normflows(case: Case, given: Inputs) -> Call:
             total += part
         return torch.cat([passive, active], 1), log_det + total
 
-    return call
+    return _splitting(lambda parameters: (parameters[:, 0::2], parameters[:, 1::2]), case, call)
 
 
 PROVIDERS = OpProviders(

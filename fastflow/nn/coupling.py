@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fastflow.nn.bijection import Bijection
 from fastflow.nn.split import Split
-from fastflow.ops.affine_coupling import ScaleMap, affine_coupling
-
-PACKINGS = ("scale_shift", "shift_scale", "scale_shift_interleaved", "shift_scale_interleaved")
+from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
+from fastflow.ops.packing import PACKINGS
+from fastflow.ops.scale_map import ScaleMap
 
 _HALVES = Split.halves()
 # Bounded above, so that no stack of layers overflows, and below by eps, so that no inverse layer stretches more than
@@ -32,7 +32,7 @@ class AffineCoupling(Bijection):
                   nn.Parameter is taken as it is.
     packing       where scale and shift lie in dim 1 of the conditioner's tensor: "scale_shift" [s | t] (Glow, FrEIA),
                   "shift_scale" [t | s] (nflows), or interleaved, "scale_shift_interleaved" s t s t ... or
-                  "shift_scale_interleaved" t s t s ... (normflows, zuko). Both are read as views.
+                  "shift_scale_interleaved" t s t s ... (normflows, zuko). Read in place, and given one gradient.
     conditional   False: the conditioner is called with the passive part alone, also in a flow that is given a context
 
     x and z [B, C, *spatial], log_det [B] float32 (float64 for float64 x). Raises ValueError or TypeError when x or what
@@ -82,10 +82,16 @@ class AffineCoupling(Bijection):
         if x.dim() < 2:
             raise ValueError(f"AffineCoupling: x has shape {tuple(x.shape)}, expected [B, C, *spatial]")
         passive = self.split.passive_part(x, self.mask)
-        scale, shift = self._scale_and_shift(self._condition(passive, context), x)
+        made = self._condition(passive, context)
+        self._check_made(made, x)
         scale_map = self.scale_map if self.gain is None else dataclasses.replace(self.scale_map, gain=self.gain)
-        return affine_coupling(x, scale, shift, scale_map=scale_map, active=self.split.active_slice(x.shape[1]),
-                               mask=self.mask, log_det=log_det, inverse=inverse)
+        settings = {"scale_map": scale_map, "active": self.split.active_slice(x.shape[1]), "mask": self.mask,
+                    "log_det": log_det, "inverse": inverse}
+        if isinstance(made, tuple):
+            return affine_coupling(x, *made, **settings)
+        if scale_map.kind == "additive":
+            return affine_coupling(x, None, made, **settings)
+        return affine_coupling_packed(x, made, packing=self.packing, **settings)
 
     def _condition(self, passive: Tensor, context: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         if context is None or not self.conditional:
@@ -97,8 +103,7 @@ class AffineCoupling(Bijection):
                            "context); if it reads no context, build the coupling with conditional=False")
             raise
 
-    def _scale_and_shift(self, made: Tensor | tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Views of what the conditioner made."""
+    def _check_made(self, made: Tensor | tuple[Tensor, Tensor], x: Tensor) -> None:
         count = self.split.active_channels(x.shape[1])
         each = (x.shape[0], count, *x.shape[2:])
         additive = self.scale_map.kind == "additive"
@@ -106,19 +111,12 @@ class AffineCoupling(Bijection):
             if [getattr(part, "shape", None) for part in made] != [each, each]:
                 raise ValueError(f"AffineCoupling: conditioner returned {_describe(made)}, expected the pair "
                                  f"(scale, shift), each of shape {each}")
-            return made
+            return
         expected = each if additive else (each[0], 2 * count, *each[2:])
         if getattr(made, "shape", None) != expected:
             what = "the shift" if additive else f"{self.packing},"
             raise ValueError(f"AffineCoupling: conditioner returned {_describe(made)}, expected {what} of shape "
                              f"{expected} for the {count} active of {x.shape[1]} channels of x {tuple(x.shape)}")
-        if additive:
-            return None, made
-        if self.packing.endswith("_interleaved"):
-            first, second = made[:, 0::2], made[:, 1::2]
-        else:
-            first, second = made[:, :count], made[:, count:]
-        return (first, second) if self.packing.startswith("scale") else (second, first)
 
     def extra_repr(self) -> str:
         settings = [repr(self.scale_map.kind)]

@@ -1,7 +1,7 @@
 """The public door of the library's functions: one op a file, each defined by its reference in plain PyTorch."""
 
 from fastflow.ops.act_norm import act_norm, act_norm_statistics
-from fastflow.ops.affine_coupling import ScaleMap, affine_coupling
+from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.channel_mix import PLU, channel_mix, plu
 from fastflow.ops.class_marginal import class_marginal
 from fastflow.ops.dequantize import dequantize, quantize
@@ -11,11 +11,13 @@ from fastflow.ops.flow_class_scores import flow_class_scores
 from fastflow.ops.gaussian_class_marginal import gaussian_class_marginal
 from fastflow.ops.gaussian_class_scores import gaussian_class_scores
 from fastflow.ops.logit import logit
+from fastflow.ops.scale_map import ScaleMap
 from fastflow.ops.squeeze import squeeze
 from fastflow.ops.uniform_noise import uniform_noise
 
 __all__ = [
-    "PLU", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling", "channel_mix", "class_marginal",
-    "dequantize", "factor_out", "factor_out_inverse", "flow_class_marginal", "flow_class_scores",
-    "gaussian_class_marginal", "gaussian_class_scores", "logit", "plu", "quantize", "squeeze", "uniform_noise",
+    "PLU", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling", "affine_coupling_packed",
+    "channel_mix", "class_marginal", "dequantize", "factor_out", "factor_out_inverse", "flow_class_marginal",
+    "flow_class_scores", "gaussian_class_marginal", "gaussian_class_scores", "logit", "plu", "quantize", "squeeze",
+    "uniform_noise",
 ]

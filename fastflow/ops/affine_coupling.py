@@ -8,10 +8,7 @@ The scale c comes from the conditioner's raw output s by a `ScaleMap`. RealNVP (
 eq. 4 and 6), NICE (1410.8516, additive), Glow (1807.03039, sigmoid(s + 2)).
 """
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastflow import _backend
@@ -27,50 +24,8 @@ from fastflow.ops._checks import (
     compute_dtype,
 )
 from fastflow.ops._define import Op, under_transform
-
-# The index in this tuple is the `kind` of the schemas and of every kernel.
-KINDS = ("additive", "exp", "sigmoid", "softplus", "tanh", "clamp_atan", "clamp_tanh", "clamp_sigmoid", "soft_clip")
-
-
-@dataclass(frozen=True)
-class ScaleMap:
-    """How the raw scale s becomes the scale c > 0, and whether the shift is added before c multiplies.
-
-    additive       c = 1 (no scale)
-    exp            log c = s
-    sigmoid        c = sigmoid(s + bias) + eps
-    softplus       c = softplus(s + bias) + eps, eps > 0
-    tanh           log c = gain tanh(s), gain learned: a tensor [n_active] or a scalar tensor
-    clamp_atan     log c = clamp 0.636 atan(s)                    (FrEIA)
-    clamp_tanh     log c = clamp tanh(s)                          (FrEIA)
-    clamp_sigmoid  log c = clamp 2 (sigmoid(s) - 1/2)             (FrEIA)
-    soft_clip      log c = s / (1 + |s| / clamp)                  (zuko, clamp = -ln slope)
-
-    Raises ValueError for an unknown kind, a negative eps, a clamp that is not positive, or a setting the kind ignores.
-    """
-
-    kind: str = "exp"
-    bias: float = 0.0
-    eps: float = 0.0
-    clamp: float = 1.0
-    gain: Tensor | None = None
-    shift_first: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"ScaleMap: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
-        if (self.bias or self.eps) and self.kind not in ("sigmoid", "softplus"):
-            raise ValueError(f"ScaleMap: bias and eps have no meaning for kind {self.kind!r}, leave them at 0")
-        if self.eps < 0 or (self.kind == "softplus" and self.eps == 0):
-            raise ValueError(f"ScaleMap: eps is {self.eps} for kind {self.kind!r}, expected a number "
-                             f"{'> 0, or the scale underflows to 0' if self.kind == 'softplus' else '>= 0'}")
-        if self.clamp != 1.0 and self.kind not in ("clamp_atan", "clamp_tanh", "clamp_sigmoid", "soft_clip"):
-            raise ValueError(f"ScaleMap: clamp has no meaning for kind {self.kind!r}, leave it at 1")
-        if not self.clamp > 0:
-            raise ValueError(f"ScaleMap: clamp is {self.clamp}, expected a number > 0")
-        if self.gain is not None and self.kind != "tanh":
-            raise ValueError(f"ScaleMap: gain has no meaning for kind {self.kind!r}, leave it at None")
-        object.__setattr__(self, "index", KINDS.index(self.kind))
+from fastflow.ops.packing import PACKINGS, empty_packed, pack, unpack
+from fastflow.ops.scale_map import ScaleMap, log_scale_slope, scale_of
 
 
 def _select(x: Tensor, start: int, step: int, count: int) -> Tensor:
@@ -86,57 +41,6 @@ def _merge(x: Tensor, active: Tensor, start: int, step: int) -> Tensor:
     return x.slice_scatter(active, 1, start, start + step * (count - 1) + 1, step)
 
 
-def _per_channel(gain: Tensor, like: Tensor) -> Tensor:
-    return gain.view(-1, *[1] * (like.dim() - 2))
-
-
-def _scale(s: Tensor, gain: Tensor | None, kind: int, bias: float, eps: float, clamp: float) -> tuple[Tensor, Tensor]:
-    """(c, log c), both in the form that is stable for every s."""
-    name = KINDS[kind]
-    if name == "sigmoid":
-        c = torch.sigmoid(s + bias) + eps
-        return c, (torch.log(c) if eps > 0 else F.logsigmoid(s + bias))
-    if name == "softplus":
-        c = F.softplus(s + bias) + eps
-        return c, torch.log(c)
-    if name == "exp":
-        log_c = s
-    elif name == "tanh":
-        log_c = torch.tanh(s) if gain is None else _per_channel(gain, s) * torch.tanh(s)
-    elif name == "clamp_atan":
-        log_c = clamp * 0.636 * torch.atan(s)
-    elif name == "clamp_tanh":
-        log_c = clamp * torch.tanh(s)
-    elif name == "clamp_sigmoid":
-        log_c = clamp * torch.tanh(0.5 * s)
-    else:
-        log_c = s / (1 + s.abs() / clamp)
-    return torch.exp(log_c), log_c
-
-
-def _log_scale_slope(s: Tensor, gain: Tensor | None, kind: int, bias: float, eps: float, clamp: float) -> Tensor:
-    """d log c / ds."""
-    name = KINDS[kind]
-    if name == "exp":
-        return torch.ones_like(s)
-    if name == "sigmoid":
-        rest = torch.sigmoid(-(s + bias))
-        sigmoid = torch.sigmoid(s + bias)
-        return rest * sigmoid / (sigmoid + eps) if eps > 0 else rest
-    if name == "softplus":
-        return torch.sigmoid(s + bias) / (F.softplus(s + bias) + eps)
-    if name == "clamp_atan":
-        return clamp * 0.636 / (1 + s * s)
-    if name == "soft_clip":
-        return (1 + s.abs() / clamp) ** -2
-    if name == "clamp_sigmoid":
-        return 0.5 * clamp * (1 - torch.tanh(0.5 * s) ** 2)
-    slope = 1 - torch.tanh(s) ** 2
-    if name == "clamp_tanh":
-        return clamp * slope
-    return slope if gain is None else _per_channel(gain, s) * slope
-
-
 def reference(x: Tensor, scale: Tensor | None, shift: Tensor, gain: Tensor | None, mask: Tensor | None,
               log_det: Tensor | None, start: int, step: int, kind: int, bias: float, eps: float, clamp: float,
               shift_first: bool, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -150,7 +54,7 @@ def reference(x: Tensor, scale: Tensor | None, shift: Tensor, gain: Tensor | Non
     if s is None:
         u, log_c = (v - t if inverse else v + t), None
     else:
-        c, log_c = _scale(s, gain, kind, bias, eps, clamp)
+        c, log_c = scale_of(s, gain, kind, bias, eps, clamp)
         if inverse:
             u, log_c = (v / c - t if shift_first else (v - t) / c), -log_c
         else:
@@ -162,11 +66,12 @@ def reference(x: Tensor, scale: Tensor | None, shift: Tensor, gain: Tensor | Non
     return _merge(x, u.to(x.dtype), start, step), own if log_det is None else log_det + own
 
 
-def backward_reference(grad_z: Tensor, grad_log_det: Tensor | None, saved: Tensor, scale: Tensor | None, shift: Tensor,
+def backward_reference(grad_z: Tensor, grad_log_det: Tensor | None, saved: Tensor, scale: Tensor, shift: Tensor,
                        gain: Tensor | None, mask: Tensor | None, start: int, step: int, kind: int, bias: float,
-                       eps: float, clamp: float, shift_first: bool, inverse: bool, from_input: bool,
-                       ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, scale, shift and gain from the op's output (`from_input=False`) or its input.
+                       eps: float, clamp: float, shift_first: bool, inverse: bool, from_input: bool, packing: int,
+                       ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of scale and shift as `packing` packs them, and of gain, from the op's output
+    (`from_input=False`) or its input.
 
     With u the op's output, v its input, g and h the gradients of u and log_det, the gradient of log c is
     g (u - t) + h, g u + h, -g u - h and -g (u + t) - h for the four forms of the header: no division, no v.
@@ -174,11 +79,10 @@ def backward_reference(grad_z: Tensor, grad_log_det: Tensor | None, saved: Tenso
     dtype = compute_dtype(saved)
     count = shift.shape[1]
     g, w = _select(grad_z, start, step, count).to(dtype), _select(saved, start, step, count).to(dtype)
-    t = shift.to(dtype)
-    s = torch.zeros_like(t) if scale is None else scale.to(dtype)
+    s, t = scale.to(dtype), shift.to(dtype)
     if mask is not None:
         s, t = torch.where(mask, 0.0, s), torch.where(mask, 0.0, t)
-    c = torch.ones_like(s) if scale is None else _scale(s, gain, kind, bias, eps, clamp)[0]
+    c, _ = scale_of(s, gain, kind, bias, eps, clamp)
     if inverse:
         grad_v = g / c
         grad_t = -g if shift_first else -grad_v
@@ -196,14 +100,12 @@ def backward_reference(grad_z: Tensor, grad_log_det: Tensor | None, saved: Tenso
         grad_v = torch.where(mask, g, grad_v)
         grad_t, grad_log_c = torch.where(mask, 0.0, grad_t), torch.where(mask, 0.0, grad_log_c)
     grad_x = _merge(grad_z.to(saved.dtype), grad_v.to(saved.dtype), start, step)
-    grad_shift = grad_t.to(shift.dtype)
-    if scale is None:
-        return grad_x, shift.new_empty(0), grad_shift, shift.new_empty(0)
-    grad_scale = (grad_log_c * _log_scale_slope(s, gain, kind, bias, eps, clamp)).to(scale.dtype)
+    grad_scale = grad_log_c * log_scale_slope(s, gain, kind, bias, eps, clamp)
+    grad_parameters = pack(grad_scale, grad_t, packing).to(scale.dtype)
     if gain is None:
-        return grad_x, grad_scale, grad_shift, shift.new_empty(0)
+        return grad_x, grad_parameters, scale.new_empty(0)
     grad_gain = (grad_log_c * torch.tanh(s)).sum([0, *range(2, s.dim())])
-    return grad_x, grad_scale, grad_shift, grad_gain.to(gain.dtype)
+    return grad_x, grad_parameters, grad_gain.to(gain.dtype)
 
 
 def _fallback(x: Tensor, *args) -> tuple[Tensor, Tensor]:
@@ -211,21 +113,18 @@ def _fallback(x: Tensor, *args) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x).copy_(z), log_det
 
 
-def _backward_fallback(grad_z: Tensor, grad_log_det: Tensor | None, saved: Tensor, scale: Tensor | None, shift: Tensor,
-                       *args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_scale, grad_shift, grad_gain = backward_reference(grad_z, grad_log_det, saved, scale, shift, *args)
-    if scale is not None:
-        grad_scale = torch.empty_like(scale).copy_(grad_scale)
-    return torch.empty_like(saved).copy_(grad_x), grad_scale, torch.empty_like(shift).copy_(grad_shift), grad_gain
+def _backward_fallback(grad_z: Tensor, grad_log_det: Tensor | None, saved: Tensor, scale: Tensor, *args,
+                       ) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_parameters, grad_gain = backward_reference(grad_z, grad_log_det, saved, scale, *args)
+    return torch.empty_like(saved).copy_(grad_x), empty_packed(scale).copy_(grad_parameters), grad_gain
 
 
 def _fake(x, scale, shift, gain, mask, log_det, *settings):
     return torch.empty_like(x), x.new_empty(x.shape[0], dtype=compute_dtype(x))
 
 
-def _backward_fake(grad_z, grad_log_det, saved, scale, shift, gain, mask, *settings):
-    return (torch.empty_like(saved), shift.new_empty(0) if scale is None else torch.empty_like(scale),
-            torch.empty_like(shift), shift.new_empty(0) if gain is None else torch.empty_like(gain))
+def _backward_fake(grad_z, grad_log_det, saved, scale, shift, gain, *settings):
+    return torch.empty_like(saved), empty_packed(scale), scale.new_empty(0) if gain is None else torch.empty_like(gain)
 
 
 _SETTINGS = ("int start, int step, int kind, float bias, float eps, float clamp, bool shift_first, bool inverse")
@@ -238,27 +137,33 @@ _forward = Op(
 )
 _backward = Op(
     "affine_coupling_backward",
-    f"(Tensor grad_z, Tensor? grad_log_det, Tensor saved, Tensor? scale, Tensor shift, Tensor? gain, Tensor? mask,"
-    f" {_SETTINGS}, bool from_input) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad_z, Tensor? grad_log_det, Tensor saved, Tensor scale, Tensor shift, Tensor? gain, Tensor? mask,"
+    f" {_SETTINGS}, bool from_input, int packing) -> (Tensor, Tensor, Tensor)",
     reference=backward_reference, fallback=_backward_fallback, fake=_backward_fake,
     on_cuda="triton",
 )
 
 
 class _AffineCoupling(torch.autograd.Function):
-    """Saves the output; in 16-bit storage, where its rounding would reach the gradients, the input."""
+    """Saves the output; in 16-bit storage, where its rounding would reach the gradients, the input.
+
+    With a `packing`, `scale` is the tensor that holds both parameters, and `shift` is None.
+    """
 
     @staticmethod
-    def forward(ctx, x, scale, shift, gain, mask, log_det, settings, backend):
+    def forward(ctx, x, scale, shift, gain, mask, log_det, settings, packing, backend):
+        parameters = scale, shift
+        if packing is not None:
+            scale, shift = unpack(scale, packing)
         z, total = _forward.kernel(backend, x.device.type)(x, scale, shift, gain, mask, log_det, *settings)
         ctx.from_input = x.dtype in (torch.bfloat16, torch.float16)
-        ctx.settings, ctx.backend = settings, backend
+        ctx.settings, ctx.packing, ctx.backend = settings, packing, backend
         ctx.set_materialize_grads(False)
         if scale is None:
             ctx.save_for_backward(mask)
             ctx.active = (shift.shape[1], shift.dtype)
         else:
-            ctx.save_for_backward(x if ctx.from_input else z, scale, shift, gain, mask)
+            ctx.save_for_backward(x if ctx.from_input else z, *parameters, gain, mask)
         return z, total
 
     @staticmethod
@@ -266,16 +171,19 @@ class _AffineCoupling(torch.autograd.Function):
         saved, *rest = ctx.saved_tensors
         grad_running = grad_log_det if ctx.needs_input_grad[5] else None
         if not rest:
-            return (*_AffineCoupling._additive_backward(ctx, grad_z, mask=saved), None, grad_running, None, None)
+            return *_AffineCoupling._additive_backward(ctx, grad_z, mask=saved), None, grad_running, None, None, None
         scale, shift, gain, mask = rest
+        if ctx.packing is not None:
+            scale, shift = unpack(scale, ctx.packing)
         if grad_z is None:
             grad_z = torch.zeros_like(saved)
         # Under create_graph=True the gradients themselves are differentiated: only the reference can be.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, saved.device.type)
-        grad_x, grad_scale, grad_shift, grad_gain = kernel(
-            grad_z, grad_log_det, saved, scale, shift, gain, mask, *ctx.settings, ctx.from_input)
-        return grad_x, grad_scale, grad_shift, None if gain is None else grad_gain, None, grad_running, None, None
+        grad_x, grad_parameters, grad_gain = kernel(grad_z, grad_log_det, saved, scale, shift, gain, mask,
+                                                    *ctx.settings, ctx.from_input, ctx.packing or 0)
+        grads = unpack(grad_parameters, 0) if ctx.packing is None else (grad_parameters, None)
+        return grad_x, *grads, None if gain is None else grad_gain, None, grad_running, None, None, None
 
     @staticmethod
     def _additive_backward(ctx, grad_z, mask):
@@ -306,81 +214,107 @@ def affine_coupling(x: Tensor, scale: Tensor | None, shift: Tensor, *, scale_map
     Returns (z, log_det): z in x's shape and dtype, log_det [B]. Arithmetic is float32 (float64 for float64 x).
     Raises TypeError or ValueError naming the argument; RuntimeError if a forced backend cannot serve the call.
     """
-    start, step, gain, mask = _check(x, scale, shift, scale_map, active, mask, log_det)
-    settings = (start, step, scale_map.index, scale_map.bias, scale_map.eps, scale_map.clamp, scale_map.shift_first,
-                inverse)
-    backend = _backend.forced()
-    if backend == "reference" or under_transform():
-        return reference(x, scale, shift, gain, mask, log_det, *settings)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or shift.requires_grad or (scale is not None and scale.requires_grad)
-        or (log_det is not None and log_det.requires_grad) or (gain is not None and gain.requires_grad)
-    ):
-        return _AffineCoupling.apply(x, scale, shift, gain, mask, log_det, settings, backend)
-    kernel = _forward.dispatch if backend is None else _forward.kernel(backend, x.device.type)
-    return kernel(x, scale, shift, gain, mask, log_det, *settings)
-
-
-def _check(x, scale, shift, scale_map, active, mask, log_det) -> tuple[int, int, Tensor | None, Tensor | None]:
-    """Refuses what the kernels would have to trust; returns start, step, gain and mask as the schema wants them.
-
-    Written inline because it runs on every call: of a small batch's 10 microseconds these checks take about 2.
-    """
-    op, why = "affine_coupling", "to match the active part of x"
-    if not isinstance(scale_map, ScaleMap):
-        raise bad_type(op, "scale_map", scale_map, "a ScaleMap")
-    if not (isinstance(x, Tensor) and isinstance(shift, Tensor) and x.dtype in COMPUTE_DTYPE):
-        check_float(op, "x", x)
-        check_float(op, "shift", shift)
-    expected, device, dtype = x.shape, x.device, shift.dtype
-    if not 2 <= len(expected) <= 5:
-        check_dims(op, x)
-    start, step = 0, 1
-    if active is not None:
-        if mask is not None:
-            raise ValueError(f"{op}: active and mask are both given, expected at most one of them")
-        start, step, expected = _active_channels(expected, active)
-    if shift.shape != expected:
-        raise bad_shape(op, "shift", shift, expected, why)
-    if dtype not in COMPUTE_DTYPE:
-        check_float(op, "shift", shift)
-    if shift.device != device:
-        raise bad_device(op, "shift", shift, x)
+    op = "affine_coupling"
+    each, start, step, gain, mask = _check(op, x, scale_map, active, mask, log_det)
+    _check_parameter(op, "shift", shift, each, x)
     if (scale is None) != (scale_map.kind == "additive"):
         raise ValueError(f"{op}: scale is {'None' if scale is None else 'a Tensor'}, expected "
                          f"{'a Tensor' if scale is None else 'None'} for scale map {scale_map.kind!r}")
     if scale is not None:
-        if not isinstance(scale, Tensor):
-            raise bad_type(op, "scale", scale)
-        if scale.shape != expected:
-            raise bad_shape(op, "scale", scale, expected, why)
-        if scale.dtype != dtype:
-            raise bad_dtype(op, "scale", scale, f"{dtype} to match shift")
-        if scale.device != device:
-            raise bad_device(op, "scale", scale, x)
+        _check_parameter(op, "scale", scale, each, x)
+        if scale.dtype != shift.dtype:
+            raise bad_dtype(op, "scale", scale, f"{shift.dtype} to match shift")
+    settings = (start, step, scale_map.index, scale_map.bias, scale_map.eps, scale_map.clamp, scale_map.shift_first,
+                inverse)
+    return _compute(x, scale, shift, gain, mask, log_det, settings, packing=None)
+
+
+def affine_coupling_packed(x: Tensor, parameters: Tensor, *, packing: str, scale_map: ScaleMap,
+                           active: slice | None = None, mask: Tensor | None = None, log_det: Tensor | None = None,
+                           inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """`affine_coupling` with scale and shift in one tensor, as conditioners return them: it gets one gradient.
+
+    parameters [B, 2 n_active, *spatial], any strides, x's dtype or another float dtype
+    packing    "scale_shift" [s | t], "shift_scale" [t | s], "scale_shift_interleaved" s t s t ... or
+               "shift_scale_interleaved" t s t s ... along dim 1
+
+    All else as in `affine_coupling`; the additive map, which has no scale, is refused.
+    """
+    op = "affine_coupling_packed"
+    if packing not in PACKINGS:
+        raise ValueError(f"{op}: packing is {packing!r}, expected one of {', '.join(PACKINGS)}")
+    each, start, step, gain, mask = _check(op, x, scale_map, active, mask, log_det)
+    if scale_map.kind == "additive":
+        raise ValueError(f"{op}: the additive scale map has no scale, expected another map, or affine_coupling")
+    _check_parameter(op, "parameters", parameters, (each[0], 2 * each[1], *each[2:]), x)
+    settings = (start, step, scale_map.index, scale_map.bias, scale_map.eps, scale_map.clamp, scale_map.shift_first,
+                inverse)
+    return _compute(x, parameters, None, gain, mask, log_det, settings, PACKINGS.index(packing))
+
+
+def _compute(x, scale, shift, gain, mask, log_det, settings, packing) -> tuple[Tensor, Tensor]:
+    """Serves a checked call; scale, shift and packing as in `_AffineCoupling`."""
+    backend = _backend.forced()
+    plain = backend == "reference" or under_transform()
+    if not plain and torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, scale, shift, log_det, gain)
+    ):
+        return _AffineCoupling.apply(x, scale, shift, gain, mask, log_det, settings, packing, backend)
+    if packing is not None:
+        scale, shift = unpack(scale, packing)
+    if plain:
+        return reference(x, scale, shift, gain, mask, log_det, *settings)
+    kernel = _forward.dispatch if backend is None else _forward.kernel(backend, x.device.type)
+    return kernel(x, scale, shift, gain, mask, log_det, *settings)
+
+
+def _check(op, x, scale_map, active, mask, log_det) -> tuple[tuple[int, ...], int, int, Tensor | None, Tensor | None]:
+    """Refuses what the kernels would have to trust; returns the shape of scale and shift, start, step, gain and mask.
+
+    Compares inline because it runs on every call: of a small batch's 10 microseconds all checks take about 2.
+    """
+    if not isinstance(scale_map, ScaleMap):
+        raise bad_type(op, "scale_map", scale_map, "a ScaleMap")
+    if not isinstance(x, Tensor) or x.dtype not in COMPUTE_DTYPE:
+        check_float(op, "x", x)
+    each, start, step = x.shape, 0, 1
+    if not 2 <= len(each) <= 5:
+        check_dims(op, x)
+    if active is not None:
+        if mask is not None:
+            raise ValueError(f"{op}: active and mask are both given, expected at most one of them")
+        each, start, step = _active_channels(op, each, active)
     if log_det is not None:
         check_log_det(op, x, log_det)
     if mask is not None:
-        mask = _full_mask(x, mask)
+        mask = _full_mask(op, x, mask)
     gain = scale_map.gain
     if gain is not None:
-        gain = _full_gain(x, gain, expected[1])
-    return start, step, gain, mask
+        gain = _full_gain(op, x, gain, each[1])
+    return each, start, step, gain, mask
 
 
-def _active_channels(shape: torch.Size, active: slice) -> tuple[int, int, torch.Size]:
+def _check_parameter(op: str, name: str, value: object, shape: tuple[int, ...], x: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in COMPUTE_DTYPE:
+        check_float(op, name, value)
+    if value.shape != shape:
+        raise bad_shape(op, name, value, shape, "to match the active part of x")
+    if value.device != x.device:
+        raise bad_device(op, name, value, x)
+
+
+def _active_channels(op: str, shape: torch.Size, active: slice) -> tuple[tuple[int, ...], int, int]:
     if not isinstance(active, slice):
-        raise bad_type("affine_coupling", "active", active, "a slice of the channels")
+        raise bad_type(op, "active", active, "a slice of the channels")
     channels = range(shape[1])[active]  # not active.indices, which torch.compile cannot trace in torch 2.11
     start, step, count = channels.start, channels.step, len(channels)
     if step < 1 or count == 0:
-        raise ValueError(f"affine_coupling: active {active} selects {count} of {shape[1]} channels with step {step}, "
+        raise ValueError(f"{op}: active {active} selects {count} of {shape[1]} channels with step {step}, "
                          "expected at least one channel and a step of at least 1")
-    return start, step, (shape[0], count) if len(shape) == 2 else (shape[0], count, *shape[2:])
+    return (shape[0], count) if len(shape) == 2 else (shape[0], count, *shape[2:]), start, step
 
 
-def _full_mask(x: Tensor, mask: Tensor) -> Tensor:
-    op = "affine_coupling"
+def _full_mask(op: str, x: Tensor, mask: Tensor) -> Tensor:
     if not isinstance(mask, Tensor):
         raise bad_type(op, "mask", mask)
     if mask.dtype != torch.bool:
@@ -395,8 +329,7 @@ def _full_mask(x: Tensor, mask: Tensor) -> Tensor:
         raise bad_shape(op, "mask", mask, f"one broadcastable to {tuple(x.shape[1:])}") from None
 
 
-def _full_gain(x: Tensor, gain: Tensor, count: int) -> Tensor:
-    op = "affine_coupling"
+def _full_gain(op: str, x: Tensor, gain: Tensor, count: int) -> Tensor:
     check_float(op, "gain", gain)
     if gain.shape != (count,) and gain.dim() != 0:
         raise bad_shape(op, "gain", gain, f"({count},) or a scalar")

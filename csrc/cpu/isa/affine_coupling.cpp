@@ -109,27 +109,21 @@ void backward_rows(Tile<T> tile, Settings<T> k, bool shift_first, bool from_inpu
     T *const grad_scale = row.at(GRAD_SCALE), *const grad_gain = row.at(GRAD_GAIN);
     const Vec<T> row_gain = Map::has_gain ? row.gain() : Vec<T>{};
     row.template for_each_vector<masked>([&](int64_t i, auto lanes) {
-      Vec<T> s = {}, a = {};
-      if constexpr (Map::has_scale) s = lanes.read(scale + i);
+      Vec<T> a = {}, y = lanes.read(saved + i);
       if constexpr (Map::has_gain) a = tile.constant_gain ? row_gain : lanes.read(gain + i);
-      const ScaleTerms<T> terms = Map::template terms<inverse>(k, s, a);
+      const ScaleTerms<T> terms = Map::template terms<inverse>(k, lanes.read(scale + i), a);
       const Vec<T> g = lanes.read(grad_z + i), scaled = g * terms.multiplier;
       const Vec<T> from_shift = scaled_shift ? scaled : g;
+      if (shifted) {
+        const Vec<T> t = lanes.read(shift + i);
+        y = plus ? y + t : y - t;
+      }
+      Vec<T> grad_log_c = (from_input ? scaled : g) * y + grad_log_det;
+      if (inverse) grad_log_c = -grad_log_c;
       lanes.write(grad_x + i, lanes.active(scaled, g));
       lanes.write(grad_shift + i, lanes.active(inverse ? -from_shift : from_shift, Vec<T>{}));
-      if constexpr (Map::has_scale) {
-        Vec<T> y = lanes.read(saved + i);
-        if (shifted) {
-          const Vec<T> t = lanes.read(shift + i);
-          y = plus ? y + t : y - t;
-        }
-        Vec<T> grad_log_c = (from_input ? scaled : g) * y + grad_log_det;
-        if (inverse) grad_log_c = -grad_log_c;
-        lanes.write(grad_scale + i, lanes.active(grad_log_c * terms.slope, Vec<T>{}));
-        if constexpr (Map::has_gain) {
-          lanes.write(grad_gain + i, lanes.active(grad_log_c * terms.gain_slope, Vec<T>{}));
-        }
-      }
+      lanes.write(grad_scale + i, lanes.active(grad_log_c * terms.slope, Vec<T>{}));
+      if constexpr (Map::has_gain) lanes.write(grad_gain + i, lanes.active(grad_log_c * terms.gain_slope, Vec<T>{}));
     });
   }
 }

@@ -1,0 +1,27 @@
+"""Scale and shift packed in dim 1 of one tensor, as conditioners return them."""
+
+import torch
+from torch import Tensor
+
+# The index in this tuple is the `packing` of the schemas and of every kernel.
+PACKINGS = ("scale_shift", "shift_scale", "scale_shift_interleaved", "shift_scale_interleaved")
+
+
+def unpack(parameters: Tensor, packing: int) -> tuple[Tensor, Tensor]:
+    """(scale, shift) as views [B, n, *spatial] of parameters [B, 2 n, *spatial]."""
+    first, second = (parameters[:, 0::2], parameters[:, 1::2]) if packing >= 2 else parameters.chunk(2, 1)
+    return (second, first) if packing % 2 else (first, second)
+
+
+def pack(scale: Tensor, shift: Tensor, packing: int) -> Tensor:
+    """The parameters [B, 2 n, *spatial] that `unpack` takes apart."""
+    parts = (shift, scale) if packing % 2 else (scale, shift)
+    return torch.stack(parts, 2).flatten(1, 2) if packing >= 2 else torch.cat(parts, 1)
+
+
+def empty_packed(scale: Tensor) -> Tensor:
+    """Uninitialised parameters whose scale looks like the given one: channels last where that one is, or contiguous."""
+    shape = (scale.shape[0], 2 * scale.shape[1], *scale.shape[2:])
+    channels_last = scale.dim() >= 4 and scale.stride(1) < scale.stride(-1)
+    layout = (torch.channels_last if scale.dim() == 4 else torch.channels_last_3d) if channels_last else None
+    return torch.empty(shape, dtype=scale.dtype, device=scale.device, memory_format=layout or torch.contiguous_format)
