@@ -25,9 +25,10 @@ def sources() -> dict[str, str]:
 
 
 def proved(backend: str) -> bool:
-    """Whether a packaged record ran the GPU tests green on exactly the present sources of "triton" or "cuda"."""
+    """Whether a packaged record ran the tests of "triton" or "cuda" green on exactly that backend's present sources."""
     present = _deciding(sources(), backend)
-    return any(_green(record) and _deciding(record.get("sources", {}), backend) == present for record in _records())
+    return any(_green(record, backend) and _deciding(record.get("sources", {}), backend) == present
+               for record in _records())
 
 
 def changed_since_build() -> list[str]:
@@ -50,8 +51,8 @@ def _deciding(hashed: dict[str, str], backend: str) -> dict[str, str]:
             if path.startswith(_DECIDES[backend]) and not path.startswith("csrc/cpu/")}
 
 
-def _green(record: dict) -> bool:
-    tests = record.get("tests", {}).get("gpu", {})
+def _green(record: dict, backend: str) -> bool:
+    tests = record.get("tests", {}).get(backend, {})
     return tests.get("passed", 0) > 0 and tests.get("failed", 1) == 0
 
 

@@ -114,8 +114,11 @@ def test_cuda_key_serves_the_reference_until_the_kernel_is_proved(monkeypatch, f
     assert on_cuda(1) == 2
 
 
+GREEN = {"passed": 3, "failed": 0, "skipped": 0}
+
+
 def _record(**changes) -> dict:
-    return {"sources": dict(_proof.sources()), "tests": {"gpu": {"passed": 3, "failed": 0}}} | changes
+    return {"sources": dict(_proof.sources()), "tests": {"triton": GREEN, "cuda": GREEN}} | changes
 
 
 def _proved_by(monkeypatch, tmp_path, record: dict) -> dict[str, bool]:
@@ -129,9 +132,17 @@ def test_a_green_record_of_the_present_sources_proves_both(monkeypatch, tmp_path
     assert _proved_by(monkeypatch, tmp_path, _record()) == {"triton": True, "cuda": True}
 
 
-@pytest.mark.parametrize("gpu", [{}, {"passed": 0, "failed": 0}, {"passed": 3, "failed": 1}])
-def test_a_record_that_is_not_green_proves_nothing(monkeypatch, tmp_path, fresh_states, gpu):
-    assert _proved_by(monkeypatch, tmp_path, _record(tests={"gpu": gpu})) == {"triton": False, "cuda": False}
+@pytest.mark.parametrize("counts", [
+    {}, {"passed": 0, "failed": 0}, {"passed": 3, "failed": 1},
+    {"passed": 0, "failed": 0, "skipped": 9},  # the C++ tests on a machine without nvcc
+])
+def test_each_backend_is_proved_by_its_own_tests(monkeypatch, tmp_path, fresh_states, counts):
+    def proved_by(**tests) -> dict[str, bool]:
+        return _proved_by(monkeypatch, tmp_path, _record(tests=tests))
+
+    assert proved_by() == {"triton": False, "cuda": False}
+    assert proved_by(triton=GREEN, cuda=counts) == {"triton": True, "cuda": False}
+    assert proved_by(triton=counts, cuda=GREEN) == {"triton": False, "cuda": True}
 
 
 @pytest.mark.parametrize(("source", "proved"), [

@@ -122,6 +122,15 @@ def test_tests_are_counted_from_the_junit_file(tmp_path):
     assert record.count_tests(report) == {"passed": 4, "failed": 3, "skipped": 3}
 
 
+def test_every_gpu_test_is_counted_for_one_backend():
+    """`run_tests` chooses by name: a GPU test that named no backend, or both, would be lost or counted twice."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
+    listed = subprocess.run(command, cwd=record.ROOT, capture_output=True, text=True).stdout
+    tests = [line for line in listed.splitlines() if "::" in line]
+    assert tests
+    assert [name for name in tests if ("triton" in name) == ("cuda" in name)] == []
+
+
 def test_the_recorded_tests_are_those_of_the_measured_ops():
     names = [path.rpartition("/")[2] for path in record._op_tests()]
     assert "test_affine_coupling.py" in names

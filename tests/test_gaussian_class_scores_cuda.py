@@ -5,9 +5,11 @@ import torch
 from oracles import assert_three_way
 
 import fastflow
+from fastflow import _backend
 from fastflow.ops.gaussian_class_scores import gaussian_class_scores, reference
 
-pytestmark = pytest.mark.gpu
+_STATE = _backend.state("cuda")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_STATE.status == "unavailable", reason=_STATE.reason)]
 
 
 def _inputs(rows, classes, features, dtype):

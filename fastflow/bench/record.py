@@ -53,7 +53,7 @@ def write(where: Path, results: list[dict], rates: dict, *, commit: str, device:
         "malloc": malloc.description() if device == "cpu" else None,
         "backends": {name: state.status for name, state in _backend.backends().items()},
         "sources": _proof.sources(),
-        "tests": {"gpu" if device == "cuda" else "cpu": run_tests(device)} if tests else {},
+        "tests": run_tests(device) if tests else {},
         "rates": rates, "results": [_with_shares(result, rates[str(result["threads"])]) for result in results],
     }
     name = "".join(c if c.isalnum() else "-" for c in described["name"]).strip("-").lower()
@@ -103,14 +103,20 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def run_tests(device: str) -> dict[str, int]:
-    """{passed, failed, skipped} of `pytest -m gpu`, or of the measured ops' tests on a CPU; a failed collection fails.
+def run_tests(device: str) -> dict[str, dict[str, int]]:
+    """{passed, failed, skipped} by backend: of the GPU tests with its name in theirs ("triton", "cuda"), or of the
+    measured ops' tests ("cpu"). A failed collection fails.
 
     Raises ValueError in an installed package, which has no tests.
     """
     if not (ROOT / "tests").is_dir():
         raise ValueError(f"tests are not in {ROOT}, expected a checkout; --no-tests records without them")
-    chosen = ["-m", "gpu", "tests"] if device == "cuda" else _op_tests()
+    if device == "cuda":
+        return {backend: _pytest("-m", "gpu", "-k", backend, "tests") for backend in ("triton", "cuda")}
+    return {"cpu": _pytest(*_op_tests())}
+
+
+def _pytest(*chosen: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--junitxml={report}", *chosen]
