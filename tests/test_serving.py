@@ -9,7 +9,14 @@ import torch
 
 from fastflow import _backend
 from fastflow.bench import serving
-from fastflow.bench.serving import Cell, markdown, observe, observe_affine_coupling, watch
+from fastflow.bench.serving import (
+    Cell,
+    markdown,
+    observe,
+    observe_affine_coupling,
+    observe_gaussian_class_scores,
+    watch,
+)
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
@@ -37,6 +44,22 @@ def test_every_cell_is_served_by_its_kernel(native, cells):
     stray = Counter((cell.op, cell.layout, cell.dtype, cell.direction, cell.backend) for cell in cells
                     if not additive_backward(cell) and cell.backend not in EXPECTED[cell.op])
     assert not stray, f"{stray.total()} cells were not served by their kernel, most often {stray.most_common(5)}"
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("backend", "observed"), [
+    ("triton", observe_affine_coupling), ("cuda", observe_gaussian_class_scores)])
+def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, backend, observed):
+    state = _backend.state(backend)
+    if state.status == "unavailable":
+        pytest.skip(state.reason)
+    # Who serves does not depend on the formula, and every kernel takes its time to compile.
+    few = {kind: serving.SCALE_MAPS[kind] for kind in ("additive", "sigmoid", "tanh")}
+    monkeypatch.setattr(serving, "SCALE_MAPS", few)
+    with _backend.backend(backend):
+        stray = {cell for cell in observed("cuda") if not additive_backward(cell) and cell.backend != backend}
+    assert not stray
 
 
 def test_the_table_holds_every_combination(cells):
