@@ -131,11 +131,13 @@ def test_weights_serve_unlabelled_rows():
 
 
 def test_weight_zero_silences_an_impossible_class():
-    scores = torch.tensor([[0.5, -math.inf]], requires_grad=True)
-    value = class_marginal(scores, weights=torch.tensor([[1.0, 0.0]]))
+    scores = torch.tensor([[0.5, -math.inf, 3.0]], requires_grad=True)
+    weights = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
+    value = class_marginal(scores, weights=weights)
     assert value.item() == 0.5
     value.backward()
-    assert torch.equal(scores.grad, torch.tensor([[1.0, 0.0]]))
+    assert torch.equal(scores.grad, torch.tensor([[1.0, 0.0, 0.0]]))
+    assert torch.equal(weights.grad, torch.tensor([[0.5, 0.0, 3.0]]))
 
 
 def test_em_step_has_the_gradient_of_the_marginal():
@@ -156,6 +158,10 @@ def test_class_marginal_gradients():
     labels = torch.tensor([0, -1, 2, -1, 1])
     assert gradcheck(lambda s: class_marginal(s, labels), (scores,))
     assert gradcheck(lambda s: class_marginal(s, labels, weights), (scores,))
+    weights[1, 0] = 0
+    weights.requires_grad_()
+    assert gradcheck(lambda s, w: class_marginal(s, labels, w), (scores, weights))
+    assert gradgradcheck(lambda s, w: class_marginal(s, labels, w), (scores, weights))
 
 
 @pytest.mark.parametrize("rows", [0, 1])

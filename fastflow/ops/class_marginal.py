@@ -35,7 +35,8 @@ def class_marginal(scores: Tensor, labels: Tensor | None = None, weights: Tensor
         check_float(op, "weights", weights)
         if weights.shape != scores.shape:
             raise bad_shape(op, "weights", weights, tuple(scores.shape), "like scores")
-        marginal = torch.where(weights == 0, 0.0, weights * torch.where(weights == 0, 0.0, scores)).sum(1)
+        silent = (weights == 0) & (scores == -torch.inf)
+        marginal = (weights * scores.masked_fill(silent, 0.0)).sum(1)
     if labels is None:
         check_device(op, scores, weights=weights)
         return marginal
