@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
@@ -24,6 +25,32 @@ class Bijection(nn.Module):
 
     def inverse(self, z: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} defines no inverse")
+
+    def backward_from_output(
+        self, z: Tensor, context: Tensor | None, grad_z: Tensor, grad_log_det: Tensor, parameters: list[nn.Parameter],
+        replay: Callable[[], None],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor | None]]:
+        """(x, grad_x, grad_context, gradients of `parameters`) from z, for reversible training.
+
+        replay() sets the random state to that before this layer's forward; a layer calls it before each computation
+        that draws. Layers whose inverse shares work with their gradient override this.
+        """
+        replay()
+        with torch.no_grad():
+            x, _ = self.inverse(z, context)
+        return x, *self.backward_from_input(x, context, grad_z, grad_log_det, parameters, replay)
+
+    def backward_from_input(
+        self, x: Tensor, context: Tensor | None, grad_z: Tensor, grad_log_det: Tensor, parameters: list[nn.Parameter],
+        replay: Callable[[], None],
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+        """(grad_x, grad_context, gradients of `parameters`); arguments as in `backward_from_output`."""
+        x, context = leaf(x), leaf(context)
+        replay()
+        with torch.enable_grad():
+            outputs = self(x, context)
+        grad_x, grad_context, *grads = gradients(outputs, (grad_z, grad_log_det), (x, context, *parameters))
+        return grad_x, grad_context, grads
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one latent for one sample of `shape`; raises ValueError if the layer does not fit it."""
@@ -59,3 +86,20 @@ class Bijection(nn.Module):
                 hook.remove()
             for module, training in modes:
                 module.training = training
+
+
+def leaf(x: Tensor | None) -> Tensor | None:
+    """The same values, from which autograd records."""
+    return None if x is None else x.detach().requires_grad_(x.is_floating_point())
+
+
+def gradients(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor | None],
+              ) -> list[Tensor | None]:
+    """The gradients of `inputs`, None for those that are absent or that no output depends on."""
+    kept = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    asked = [each for each in inputs if each is not None and each.requires_grad]
+    if not kept or not asked:
+        return [None] * len(inputs)
+    outputs, grads = zip(*kept, strict=True)
+    found = iter(torch.autograd.grad(outputs, asked, grads, allow_unused=True))
+    return [next(found) if each is not None and each.requires_grad else None for each in inputs]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from fastflow.nn.bijection import Bijection
+from fastflow.nn.bijection import Bijection, gradients, leaf
+from fastflow.nn.reversible import checkpointed
 from fastflow.nn.split import Split
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.packing import PACKINGS
@@ -55,6 +58,7 @@ class AffineCoupling(Bijection):
         self.split = split
         self.packing = packing
         self.conditional = conditional
+        self.checkpoint = False  # whether backward recomputes the conditioner; FlowSequential(checkpoint=...) sets it
         gain = scale_map.gain
         self.scale_map = scale_map if gain is None else dataclasses.replace(scale_map, gain=None)
         if gain is not None and not isinstance(gain, nn.Parameter):
@@ -71,6 +75,26 @@ class AffineCoupling(Bijection):
         """(x, log_det): latent to data; adds log|det dx/dz| to the running log_det."""
         return self._couple(z, context, log_det, inverse=True)
 
+    def backward_from_output(self, z, context, grad_z, grad_log_det, parameters, replay):
+        """As in `Bijection`. The passive part of x is z's, so the conditioner runs once."""
+        passive, context = leaf(self.split.passive_part(z, self.mask)), leaf(context)
+        replay()
+        with torch.enable_grad():
+            made = self._condition(passive, context)
+        with torch.no_grad():
+            x = leaf(self._transform(z, made, None, inverse=True)[0])
+        with torch.enable_grad():
+            outputs = self._transform(x, made, None, inverse=False)
+        inputs = (x, passive, context, *parameters)
+        grad_x, grad_passive, grad_context, *grads = gradients(outputs, (grad_z, grad_log_det), inputs)
+        if self.scale_map.kind == "additive":
+            grad_x = grad_x.clone()  # it is grad_z
+        if grad_passive is not None and self.mask is not None:
+            grad_x += torch.where(self.mask, grad_passive, 0.0)
+        elif grad_passive is not None:
+            self.split.passive_part(grad_x).add_(grad_passive)
+        return x.detach(), grad_x, grad_context, grads
+
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """`shape` itself; raises ValueError if the split does not fit samples of that shape."""
         self.split.check(shape)
@@ -81,8 +105,12 @@ class AffineCoupling(Bijection):
     ) -> tuple[Tensor, Tensor]:
         if x.dim() < 2:
             raise ValueError(f"AffineCoupling: x has shape {tuple(x.shape)}, expected [B, C, *spatial]")
-        passive = self.split.passive_part(x, self.mask)
-        made = self._condition(passive, context)
+        made = self._condition(self.split.passive_part(x, self.mask), context)
+        return self._transform(x, made, log_det, inverse)
+
+    def _transform(
+        self, x: Tensor, made: Tensor | tuple[Tensor, Tensor], log_det: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
         self._check_made(made, x)
         scale_map = self.scale_map if self.gain is None else dataclasses.replace(self.scale_map, gain=self.gain)
         settings = {"scale_map": scale_map, "active": self.split.active_slice(x.shape[1]), "mask": self.mask,
@@ -94,10 +122,11 @@ class AffineCoupling(Bijection):
         return affine_coupling_packed(x, made, packing=self.packing, **settings)
 
     def _condition(self, passive: Tensor, context: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        conditioner = partial(checkpointed, self.conditioner) if self.checkpoint else self.conditioner
         if context is None or not self.conditional:
-            return self.conditioner(passive)
+            return conditioner(passive)
         try:
-            return self.conditioner(passive, context)
+            return conditioner(passive, context)
         except (TypeError, ValueError) as error:
             error.add_note(f"AffineCoupling: conditioner {type(self.conditioner).__name__} was called with (passive, "
                            "context); if it reads no context, build the coupling with conditional=False")
