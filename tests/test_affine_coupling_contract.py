@@ -230,7 +230,12 @@ def test_bad_input_of_images(changed):
         ({"kind": "softplus"}, "eps is 0.0 for kind 'softplus', expected a number > 0"),
         ({"kind": "exp", "clamp": 2.0}, "clamp has no meaning for kind 'exp'"),
         ({"kind": "soft_clip", "clamp": 0.0}, "clamp is 0.0, expected a number > 0"),
-        ({"kind": "soft_clip", "clamp": float("nan")}, "clamp is nan, expected a number > 0"),
+        ({"kind": "soft_clip", "clamp": float("nan")}, "clamp is nan, expected a finite number"),
+        ({"kind": "clamp_atan", "clamp": float("inf")}, "clamp is inf, expected a finite number"),
+        ({"kind": "sigmoid", "bias": float("nan")}, "bias is nan, expected a finite number"),
+        ({"kind": "sigmoid", "bias": float("-inf")}, "bias is -inf, expected a finite number"),
+        ({"kind": "softplus", "eps": float("nan")}, "eps is nan, expected a finite number"),
+        ({"kind": "sigmoid", "eps": float("inf")}, "eps is inf, expected a finite number"),
         ({"kind": "exp", "gain": torch.ones(3)}, "gain has no meaning for kind 'exp'"),
     ],
 )

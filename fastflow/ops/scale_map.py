@@ -1,5 +1,6 @@
 """The scale maps of affine couplings: from a conditioner's raw output s to the scale c > 0, log c and its slope."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,8 @@ class ScaleMap:
     clamp_sigmoid  log c = clamp 2 (sigmoid(s) - 1/2)             (FrEIA)
     soft_clip      log c = s / (1 + |s| / clamp)                  (zuko, clamp = -ln slope)
 
-    Raises ValueError for an unknown kind, a negative eps, a clamp that is not positive, or a setting the kind ignores.
+    Raises ValueError for an unknown kind, a number that is not finite, a negative eps, a clamp that is not positive, or
+    a setting the kind ignores.
     """
 
     kind: str = "exp"
@@ -37,6 +39,9 @@ class ScaleMap:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"ScaleMap: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+        for name in ("bias", "eps", "clamp"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"ScaleMap: {name} is {getattr(self, name)}, expected a finite number")
         if (self.bias or self.eps) and self.kind not in ("sigmoid", "softplus"):
             raise ValueError(f"ScaleMap: bias and eps have no meaning for kind {self.kind!r}, leave them at 0")
         if self.eps < 0 or (self.kind == "softplus" and self.eps == 0):
