@@ -42,7 +42,7 @@ class Op:
 
         Raises RuntimeError when that backend cannot serve this op here.
         """
-        if backend is None or backend == "auto":
+        if backend is None:
             return self.dispatch
         if backend == "reference":
             return self.reference
