@@ -183,6 +183,22 @@ def test_compiled_conditioners():
         torch.testing.assert_close(grad, theirs, rtol=1e-4, atol=1e-5)
 
 
+def _train_distributed(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    recorded, reversible = pair(tabular)
+    x = torch.linspace(-1, 1, 64).view(8, 8)[4 * rank : 4 * rank + 4]
+    for flow in (recorded, reversible):
+        z, log_det = nn.parallel.DistributedDataParallel(flow)(x)
+        (z.square().mean() - log_det.mean()).backward()
+    for ours, theirs in zip(reversible.parameters(), recorded.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_average_their_gradients(tmp_path):
+    torch.multiprocessing.spawn(_train_distributed, (str(tmp_path),), nprocs=2)
+
+
 def test_frozen_parameters_and_data_without_gradient():
     recorded, reversible = pair(tabular)
     for flow in (recorded, reversible):
