@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastflow import _proof
 from fastflow.bench import command, malloc, record
@@ -101,11 +103,26 @@ def test_mistakes_get_one_line_and_exit_code_2(arguments, message, capsys):
     assert captured.err.count("\n") == 1
 
 
-def test_a_file_that_is_no_record_is_refused(tmp_path, capsys):
-    for text in ("not json", "[]", '{"results": []}'):
+def test_a_file_that_is_no_record_is_refused(recorded, tmp_path, capsys):
+    whole = {"device": {"name": "x"}, "commit": "y", "results": [{"op": "affine_coupling"}], "versions": {}}
+    for text in ("not json", "[]", '{"results": []}', json.dumps(whole), "[" * 100000):
         (tmp_path / "other.json").write_text(text)
-        assert bench("report", str(tmp_path / "other.json")) == 2
-        assert "is not a record" in capsys.readouterr().err
+        for arguments in (["report"], ["compare", str(recorded)]):
+            assert bench(*arguments, str(tmp_path / "other.json")) == 2
+            assert "other.json is not a record" in capsys.readouterr().err
+
+
+def test_what_a_record_lacks_is_said_before_measuring(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    arguments = ["record", *CASE, "--commit", "abc", "--folder", str(tmp_path)]
+    assert bench(*arguments) == 2
+    assert "expected a checkout; --no-tests records without them" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(name="GPU"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bench(*arguments, "--device", "cuda") == 2
+    assert "nvidia-smi failed" in capsys.readouterr().err
 
 
 def test_commit_must_be_given_without_git(tmp_path, monkeypatch):

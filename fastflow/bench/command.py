@@ -122,9 +122,12 @@ def _record(args: argparse.Namespace) -> None:
     folder = record.folder(args.folder)
     commit = record.commit(args.commit)
     _prepare(args)
+    machine = record.describe_device(args.device)
+    if not args.no_tests:
+        record.require_tests()
     results = _measure(args, memory=True)
     rates = machine_rates(args.threads, args.device, args.seconds)
-    path = record.write(folder, results, rates, commit=commit, device=args.device, tests=not args.no_tests)
+    path = record.write(folder, results, rates, commit=commit, machine=machine, tests=not args.no_tests)
     print(f"wrote {path}")
 
 

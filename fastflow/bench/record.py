@@ -44,19 +44,21 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def write(where: Path, results: list[dict], rates: dict, *, commit: str, device: str, tests: bool) -> Path:
-    """Adds machine, versions, sources and tests to what was measured; writes <device>-<UTC time>.json into `where`."""
-    now = datetime.now(UTC)
-    described = describe_device(device)
+def write(where: Path, results: list[dict], rates: dict, *, commit: str, machine: dict, tests: bool) -> Path:
+    """Adds `machine` (of `describe_device`), versions, sources and tests to what was measured.
+
+    Writes <device>-<UTC time>.json into `where`.
+    """
+    now, device = datetime.now(UTC), machine["type"]
     content = {
-        "time": now.isoformat(timespec="seconds"), "commit": commit, "device": described, "versions": versions(),
+        "time": now.isoformat(timespec="seconds"), "commit": commit, "device": machine, "versions": versions(),
         "malloc": malloc.description() if device == "cpu" else None,
         "backends": {name: state.status for name, state in _backend.backends().items()},
         "sources": _proof.sources(),
         "tests": run_tests(device) if tests else {},
         "rates": rates, "results": [_with_shares(result, rates[str(result["threads"])]) for result in results],
     }
-    name = "".join(c if c.isalnum() else "-" for c in described["name"]).strip("-").lower()
+    name = "".join(c if c.isalnum() else "-" for c in machine["name"]).strip("-").lower()
     path = where / f"{name}-{now:%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
@@ -75,16 +77,25 @@ def _with_shares(result: dict, rates: dict) -> dict:
 
 
 def describe_device(device: str) -> dict:
-    """Name, and what else decides a time: driver and compute capability, or cores and instruction set."""
+    """Name, and what else decides a time: driver and compute capability, or cores and instruction set.
+
+    Raises ValueError where nvidia-smi does not tell the driver.
+    """
     if device == "cuda":
         properties = torch.cuda.get_device_properties()
-        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-                                check=True, capture_output=True, text=True).stdout.split()[0]
-        return {"type": "cuda", "name": properties.name, "driver": driver, "memory_bytes": properties.total_memory,
+        return {"type": "cuda", "name": properties.name, "driver": _driver(), "memory_bytes": properties.total_memory,
                 "capability": f"{properties.major}.{properties.minor}", "l2_bytes": properties.L2_cache_size}
     names = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
     return {"type": "cpu", "name": names[0] if names else platform.machine(), "driver": None, "cores": len(names),
             "instruction_set": torch.backends.cpu.get_cpu_capability(), "kernel": platform.release()}
+
+
+def _driver() -> str:
+    try:
+        return subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                              check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise ValueError(f"nvidia-smi failed ({error}), expected the driver's version; put it on PATH") from None
 
 
 def _cpu_info() -> list[str]:
@@ -103,14 +114,15 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def run_tests(device: str) -> dict[str, dict[str, int]]:
-    """{passed, failed, skipped} by backend: of the GPU tests with its name in theirs ("triton", "cuda"), or of the
-    measured ops' tests ("cpu"). A failed collection fails.
-
-    Raises ValueError in an installed package, which has no tests.
-    """
+def require_tests() -> None:
+    """Raises ValueError in an installed package, which has no tests."""
     if not (ROOT / "tests").is_dir():
         raise ValueError(f"tests are not in {ROOT}, expected a checkout; --no-tests records without them")
+
+
+def run_tests(device: str) -> dict[str, dict[str, int]]:
+    """{passed, failed, skipped} by backend: of the GPU tests with its name in theirs ("triton", "cuda"), or of the
+    measured ops' tests ("cpu"). A failed collection fails."""
     if device == "cuda":
         return {backend: _pytest("-m", "gpu", "-k", backend, "tests") for backend in ("triton", "cuda")}
     return {"cpu": _pytest(*_op_tests())}

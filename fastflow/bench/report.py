@@ -11,8 +11,8 @@ def load(path: Path) -> dict:
     """A record from disk. Raises ValueError naming the file if it is not one."""
     try:
         content = json.loads(path.read_text())
-        content["device"]["name"], content["results"], content["commit"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        table(content)  # reads every key that a report or a comparison needs
+    except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise ValueError(f"{path} is not a record of `fastflow bench record`: {error!r}") from None
     return content
 
