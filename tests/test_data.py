@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -169,12 +170,22 @@ def test_npz_reads_arrays(tmp_path):
         ({"test_images": np.zeros((4, 2, 3), int)}, ValueError, r"test_images have shape \(1, 2, 3\)"),
         ({"train_images": np.zeros((4, 3), int)}, ValueError, r"train_images has shape \(4, 3\), expected non-empty"),
         ({"train_images": np.zeros((0, 3, 3), int)}, ValueError, "expected non-empty"),
+        ({"train_labels": np.array([0, 1, 10**12, 1])}, ValueError, "train_labels holds label 10{12}, expected .* 8"),
+        ({"test_labels": np.array([{}, 1, 1, 1])}, ValueError, "own.npz: not a complete .npz file .Object arrays"),
     ],
 )
 def test_npz_errors_name_the_array(tmp_path, changes, error, message):
     np.savez(tmp_path / "own.npz", **arrays(**changes))
     with pytest.raises(error, match=message):
         npz(tmp_path / "own.npz", levels=4)
+
+
+def spoiled(path) -> bytes:
+    """A compressed archive whose first member does not inflate."""
+    np.savez_compressed(path, **arrays(train_images=np.arange(9000).reshape(10, 30, 30)))
+    content = bytearray(path.read_bytes())
+    content[80:90] = bytes(10)
+    return bytes(content)
 
 
 def test_npz_errors_name_the_file(tmp_path):
@@ -184,8 +195,19 @@ def test_npz_errors_name_the_file(tmp_path):
     np.savez(tmp_path / "own.npz", train_images=np.zeros((1, 1, 1)))
     with pytest.raises(ValueError, match=r"own.npz: no array 'test_images', expected train_images, test_images"):
         npz(tmp_path / "own.npz")
-    (tmp_path / "own.npz").write_bytes((tmp_path / "own.npz").read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"own.npz: not a complete .npz"):
+    whole = (tmp_path / "own.npz").read_bytes()
+    spoilt = spoiled(tmp_path / "squeezed.npz")
+    for content in (whole[:40], b"", b"text\n", spoilt, whole.replace(b"\x93NUMPY", b"xxxxxx")):
+        (tmp_path / "own.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"own.npz: not a complete .npz") as caught:
+            npz(tmp_path / "own.npz")
+        assert "\n" not in str(caught.value)
+    np.save(tmp_path / "own.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"own.npy: not a complete .npz file \(it is a single array\)"):
+        npz(tmp_path / "own.npy")
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        archive.writestr("train_images", b"text")
+    with pytest.raises(ValueError, match=r"own.npz: train_images is not an array"):
         npz(tmp_path / "own.npz")
     with pytest.raises(FileNotFoundError):
         npz(tmp_path / "absent.npz")

@@ -92,6 +92,8 @@ def _without(state, *names):
     (lambda s: _without(s, "prior.flow.embeddings.weight"), r"has no prior\.flow\.embeddings\.weight"),
     (lambda s: _without(s, "flow.module.modules_.4.W"), r"1 missing \(flow\.modules_\.4\.W\)"),
     (lambda s: s | {"flow.module.modules_.99.W": torch.eye(1)}, r"1 unknown \(flow\.modules_\.99\.W\)"),
+    (lambda s: s | {"prior.flow.embeddings.weight": torch.ones(())}, r"has shape \(\), expected 2 dimensions"),
+    (lambda s: s | {"flow.module.modules_.2.mask": torch.ones(0)}, r"has shape \(0,\), expected 4 dimensions"),
     (lambda s: s | {"flow.module.modules_.4.W": torch.eye(2)},
      r"1 of the wrong shape \(flow\.modules_\.4\.W has shape \(2, 2\), expected \(1, 1\)\)"),
     (lambda s: s | {"prior.deep_prior.mean": torch.ones(16)}, r"prior\.deep_prior\.mean is not the constant"),
@@ -114,10 +116,16 @@ def test_reads_files(tmp_path, model, zipped):
 def test_refuses_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="read_reference: there is no file"):
         read_reference(tmp_path / "absent.torch")
-    for name, content in (("empty", b""), ("text", b"no checkpoint"), ("cut", b"PK\x03\x04")):
+    torch.save(checkpoint(), tmp_path / "old", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "old").read_bytes()
+    for name, content in (("empty", b""), ("text", b"no checkpoint"), ("cut", b"PK\x03\x04"), ("stack", b"\x80\x02u."),
+                          *((f"old-{size}", old[:size]) for size in range(1, 4000, 97))):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="is no checkpoint of tensors"):
             read_reference(tmp_path / name)
+    torch.save({1: torch.ones(1)}, tmp_path / "numbers")
+    with pytest.raises(ValueError, match="holds dict, expected a state_dict of tensors"):
+        read_reference(tmp_path / "numbers")
     torch.save([1, 2], tmp_path / "list")
     with pytest.raises(ValueError, match="holds list, expected a state_dict of tensors"):
         read_reference(tmp_path / "list")
@@ -125,8 +133,9 @@ def test_refuses_other_files(tmp_path):
 
 def test_runs_no_code_of_a_file(tmp_path):
     torch.save({"a": _Harmful()}, tmp_path / "harmful")
-    with pytest.raises(ValueError, match="is no checkpoint of tensors"):
+    with pytest.raises(ValueError, match="is no checkpoint of tensors") as caught:
         read_reference(tmp_path / "harmful")
+    assert "weights_only" not in str(caught.value)
 
 
 class _Harmful:

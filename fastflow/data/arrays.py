@@ -1,7 +1,6 @@
 """A user's own images, from one NumPy archive."""
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,15 @@ def npz(path: str | os.PathLike, levels: int = 256) -> ImageData:
     largest label; without both arrays of labels all images are of one class. Raises FileNotFoundError, TypeError or
     ValueError naming the file and the array.
     """
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            labelled = any(name in archive for name in LABELS)
-            names = IMAGES + LABELS if labelled else IMAGES
-            missing = [name for name in names if name not in archive]
-            if missing:
-                raise ValueError(f"{path}: no array {missing[0]!r}, expected {', '.join(names)}")
-            arrays = {name: archive[name] for name in names}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path}: not a complete .npz file ({error}); write it with numpy.savez") from error
+    arrays = _read(path)
+    labelled = any(name in arrays for name in LABELS)
+    names = IMAGES + LABELS if labelled else IMAGES
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(f"{path}: no array {missing[0]!r}, expected {', '.join(names)}")
     if not labelled:
         arrays |= {name: np.zeros(arrays[of].shape[:1], np.int64) for name, of in zip(LABELS, IMAGES, strict=True)}
+    count = sum(len(arrays[name]) for name in LABELS if arrays[name].ndim)
     for name, array in arrays.items():
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(f"{path}: {name} has dtype {array.dtype}, expected integers")
@@ -40,8 +36,28 @@ def npz(path: str | os.PathLike, levels: int = 256) -> ImageData:
                 f"{path}: {name} lies in [{array.min()}, {array.max()}] with data.levels = {levels}, "
                 "expected values in [0, data.levels) and at most 256 levels"
             )
+        if name in LABELS and array.size and int(array.max()) >= max(count, 1):
+            raise ValueError(f"{path}: {name} holds label {array.max()}, expected labels below the number of images, "
+                             f"{count}")
     images = {name: torch.from_numpy(arrays[name].astype(np.uint8)) for name in IMAGES}
     images = {name: array.unsqueeze(1) if array.dim() == 3 else array for name, array in images.items()}
     labels = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in LABELS}
     classes = 1 + max((int(array.max()) for array in labels.values() if array.numel()), default=0)
     return ImageData(str(path), levels, classes, **images, **labels)
+
+
+def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Those arrays of the file that this module names."""
+    with Path(path).open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is a single array")
+            found = {name: archive[name] for name in IMAGES + LABELS if name in archive}
+        except Exception as error:  # a damaged file fails anywhere in numpy, zipfile and zlib
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path}: not a complete .npz file ({reason}); write it with numpy.savez") from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path}: {name} is not an array; write the file with numpy.savez")
+    return found

@@ -7,7 +7,6 @@ names and shapes imply, and copies the tensors over; the formulas behind them ar
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -40,10 +39,11 @@ def read_reference(path: str | PathLike) -> dict[str, Tensor]:
         raise FileNotFoundError(f"read_reference: there is no file {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"read_reference: {path} is no checkpoint of tensors: {reason}") from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    except Exception as error:  # a damaged file fails anywhere; torch's advice is to run the code in it
+        raise ValueError(f"read_reference: {path} is no checkpoint of tensors ({type(error).__name__}), expected an "
+                         "undamaged model.torch of the public code") from None
+    if not isinstance(state, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise ValueError(f"read_reference: {path} holds {type(state).__name__}, expected a state_dict of tensors")
     return dict(state)
 
@@ -60,7 +60,7 @@ def describe(state: Mapping[str, Tensor]) -> tuple[dict, dict]:
     if not masks or not norms:
         raise ValueError("SCNF.from_reference: state_dict has no masked couplings in flow. or no norms in prior.flow., "
                          "expected the trunk mnist-masked and the head cond-flow")
-    boards = [_shape(state, name)[1:] for name in masks.values()]
+    boards = [_shape(state, name, 4)[1:] for name in masks.values()]
     first, second = next(iter(masks)), next((i for i, b in zip(masks, boards, strict=True) if b != boards[0]), None)
     couplings = _layers(state, r"flow\.modules_\.(\d+)\.net1\.1\.weight")
     trunk = {
@@ -68,11 +68,11 @@ def describe(state: Mapping[str, Tensor]) -> tuple[dict, dict]:
         "scales": len(set(boards)),
         "masked_steps": boards.count(boards[0]),
         "channel_steps": sum(second is None or index < second for index in couplings),
-        "hidden": _shape(state, f"flow.modules_.{first}.net.1.weight")[0],
+        "hidden": _shape(state, f"flow.modules_.{first}.net.1.weight", 4)[0],
         "blocks": len(_layers(state, rf"flow\.modules_\.{first}\.net\.(\d+)\.net\.2\.weight")),
     }
-    widths = [_shape(state, name)[0] for name in norms.values()]
-    classes, context_features = _shape(state, "prior.flow.embeddings.weight")
+    widths = [_shape(state, name, 1)[0] for name in norms.values()]
+    classes, context_features = _shape(state, "prior.flow.embeddings.weight", 2)
     coupling = f"prior.flow.modules_.{next(iter(norms)) + 2}.net1"
     head = {
         "features": widths[0],
@@ -80,7 +80,7 @@ def describe(state: Mapping[str, Tensor]) -> tuple[dict, dict]:
         "context_features": context_features,
         "levels": len(set(widths)),
         "steps": widths.count(widths[0]),
-        "hidden": _shape(state, f"{coupling}.0.weight")[0],
+        "hidden": _shape(state, f"{coupling}.0.weight", 4)[0],
         "blocks": len(_layers(state, rf"{re.escape(coupling)}\.(\d+)\.net\.1\.weight")),
     }
     return trunk, head
@@ -182,11 +182,14 @@ def _layers(state: Mapping[str, Tensor], pattern: str) -> dict[int, str]:
     return dict(sorted((int(match[1]), match[0]) for match in matches if match))
 
 
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in state:
         raise ValueError(f"SCNF.from_reference: state_dict has no {name}, expected the trunk mnist-masked and the head "
                          "cond-flow with full convolutions")
-    return tuple(state[name].shape)
+    shape = tuple(state[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"SCNF.from_reference: {name} has shape {shape}, expected {dimensions} dimensions, none empty")
+    return shape
 
 
 def _some(what: str, names: list[str]) -> str:
