@@ -16,6 +16,10 @@ from fastflow import _library, _proof
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
 
+class Unserved(RuntimeError):
+    """A backend or instruction set that the user asked for cannot serve."""
+
+
 @dataclass(frozen=True)
 class State:
     """`status` is "available", "unproved" (right only by the tests that need no GPU) or "unavailable"."""
@@ -31,7 +35,8 @@ def _checked(name: str, source: str) -> str | None:
     return None if name == "auto" else name
 
 
-_forced = _checked(os.environ.get("FASTFLOW_BACKEND", "auto"), "FASTFLOW_BACKEND")
+_asked = os.environ.get("FASTFLOW_BACKEND", "auto")
+_forced = None if _asked == "auto" else _asked  # an unknown name raises where it is used: an import should not fail
 _library.load()
 
 
@@ -42,8 +47,8 @@ def _constant_to_the_compiler(function: Callable) -> Callable:
 
 
 def forced() -> str | None:
-    """The backend that the user asked for; None when the choice is automatic."""
-    return _forced
+    """The backend that the user asked for; None when the choice is automatic. Raises ValueError for an unknown one."""
+    return None if _forced is None else _checked(_forced, "FASTFLOW_BACKEND")
 
 
 @contextmanager
@@ -147,10 +152,17 @@ def launcher(op: str, name: str) -> Callable:
 
 
 def require(op: str, name: str, device_type: str) -> None:
-    """Raises RuntimeError unless the backend `name`, which the user forced, serves `op` on this type of device."""
+    """Raises Unserved unless the backend `name`, which the user forced, serves `op` on this type of device."""
     problem = _problem(op, name, device_type)
     if problem is not None:
-        raise RuntimeError(f"{op}: backend {name!r} was asked for and {problem}")
+        raise Unserved(f"{op}: backend {name!r} was asked for and {problem}")
+
+
+def require_instruction_set() -> None:
+    """Raises Unserved if FASTFLOW_CPU_ISA asks for what this CPU has not and nothing but its kernels may serve."""
+    current = state("cpu")
+    if forced() is None and _library.load() is not None and current.status == "unavailable":
+        raise Unserved(f"{current.reason}: {current.remedy}")
 
 
 @_constant_to_the_compiler

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from fastflow._backend import Unserved
+
 if TYPE_CHECKING:
     from fastflow.training.config import Config
     from fastflow.training.restore import Restored
 
 RUNS = Path("runs")
+TOO_LARGE = ("can't allocate memory", "out of memory", "size calculation overflowed", "multiplication overflow")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,10 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, Unserved) as error:
         if args.traceback:
             raise
         return _fail(error, 1 if isinstance(error, FloatingPointError) else 2)
+    except (MemoryError, RuntimeError) as error:
+        if args.traceback or not (isinstance(error, MemoryError) or any(text in str(error) for text in TOO_LARGE)):
+            raise
+        return _fail(f"not enough memory for a batch, model or count of this size ({str(error).splitlines()[0]})", 2)
     except ModuleNotFoundError as error:
         package = (error.name or "fastflow").partition(".")[0]
         if package == "fastflow":

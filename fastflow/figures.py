@@ -1,5 +1,6 @@
 """Pictures of a run: training curves, samples of each class, label swaps, latents, confusions."""
 
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,8 @@ from fastflow.training.record import read_metrics
 from fastflow.training.restore import Restored
 from fastflow.training.run import METRICS
 
-POINTS = 2000  # test images in the picture of the latents
+POINTS = 2000  # test images in the picture of the latents, at most
+FEW = 5  # fewer have no neighbourhoods to draw
 PER_CLASS = 10  # samples in a row
 COLORS = matplotlib.colormaps["tab10"].colors
 STYLE = {
@@ -71,11 +73,13 @@ def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
             classes = all_classes(run.model)
             pictures = {"samples": samples(draw_samples(run.model, classes, PER_CLASS, seed=run.seed), classes, 1.0)}
             if classes:
-                pictures |= {
-                    "label-swaps": label_swaps(run.model, data),
-                    "latents": latents(run.model, data),
-                    "confusion": confusion(run.model, data, seed=run.seed),
-                }
+                pictures["label-swaps"] = label_swaps(run.model, data)
+                if len(data.test_images) >= FEW and run.model.head.features > 1:
+                    pictures["latents"] = latents(run.model, data)
+                else:
+                    print(f"fastflow: no picture of the latents: {len(data.test_images)} test images with "
+                          f"{run.model.head.features} latents each, expected at least {FEW} with 2", file=sys.stderr)
+                pictures["confusion"] = confusion(run.model, data, seed=run.seed)
             paths += [_save(figure, folder / f"{name}-seed-{run.seed}.png") for name, figure in pictures.items()]
     return paths
 

@@ -58,7 +58,8 @@ def test_unknown_backend_is_refused_by_name():
 def test_environment_variable_is_read_at_import():
     asked = _run("from fastflow import _backend; print(_backend.forced())", FASTFLOW_BACKEND="reference")
     assert asked.stdout.strip() == "reference"
-    wrong = _run("import fastflow", FASTFLOW_BACKEND="gpu")
+    wrong = _run("import fastflow; print('imported'); fastflow._backend.forced()", FASTFLOW_BACKEND="gpu")
+    assert wrong.stdout == "imported\n"
     assert "ValueError: FASTFLOW_BACKEND: backend is 'gpu', expected one of" in wrong.stderr
 
 

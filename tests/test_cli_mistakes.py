@@ -1,6 +1,8 @@
 """The command line: a mistake is one line and changes nothing, and damage is named."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,18 @@ BAD = {
     "kind": ((*SMALL_SET, "model.trunk.kind=cov"), "model.trunk.kind is 'cov', expected 'conv', 'vector'"),
     "no value": ((*SMALL_SET, "steps"), "--set steps: expected key=value"),
     "value as section": ((*SMALL_SET, "steps.more=1"), "--set steps.more=1: steps is a value, not a section"),
+    "too large a number": ((*SMALL_SET, "steps=4294967297"), "steps is 4294967297: input should be at most 429"),
+    "too large a seed": ((*SMALL_SET, "seed=4294967295", "seeds=2"), "seed + seeds is 4294967295 + 2, expected at mo"),
+    "no warm-up": ((*SMALL_SET, "schedule.warmup=5"), "schedule.warmup is 5, expected 0 for linear"),
+    "path of digits": ((*SMALL_SET, "data.path=run"), "data.path is 'run', expected none"),
+    "levels of digits": ((*SMALL_SET, "data.levels=17"), "data.levels is 17, expected none: digits has its own"),
+    "too deep": (("train", "deep.yaml"), "deep.yaml: not valid YAML: maximum recursion depth"),
+    "too deep a value": ((*SMALL_SET, "seed=" + "[" * 3000), ": not a YAML value: maximum recursion depth"),
+    "no such day": ((*SMALL_SET, "seed=2001-99-99"), "--set seed=2001-99-99: not a YAML value"),
+    "too large a model": ((*SMALL_SET, "model.trunk.hidden=3000000"), "not enough memory for a batch, model or count"),
+    "too large a batch": ((*SMALL_SET, "sampling.batch=4000000000"), "not enough memory for a batch, model or count"),
+    "too many samples": (("sample", "run", "--count", "100000000000"), "not enough memory for a batch, model or count"),
+    "endless samples": (("sample", "run", "--count", "1" + "0" * 18), "not enough memory for a batch, model or count"),
     "too many labels": ((*SMALL_SET, "data.labels=1290"), "data.monitor is 1290 + 30, expected at most 1297"),
     "labels without classes": ((*SMALL_SET, "model.head={kind: normal}"), "data.labels is 100, expected 0: a model"),
     "loss without classes": ((*SMALL_SET, *WITHOUT_CLASSES, "loss.view=1"), "loss.view is 1.0, expected 0: a model"),
@@ -64,6 +78,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(work, monkeypatch, capfd, arg
     monkeypatch.delenv("FASTFLOW_DATA", raising=False)
     (work / "broken.yaml").write_text("data: {name: [\n")
     (work / "list.yaml").write_text("- 1\n")
+    (work / "deep.yaml").write_text("[" * 3000)
     trunk = {"kind": "conv", "scales": 5, "hidden": 4, "blocks": 1}
     (work / "conv.yaml").write_text(yaml.safe_dump(CONFIG | {"model": CONFIG["model"] | {"trunk": trunk}}))
     (work / "own").mkdir()
@@ -136,6 +151,37 @@ def test_other_data_is_noticed(work, capfd):
     capfd.readouterr()
     assert call("eval", "own") == 2
     assert "is not the data of the checkpoint" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("variable", "value", "message"), [
+    ("FASTFLOW_BACKEND", "bogus", "fastflow: FASTFLOW_BACKEND: backend is 'bogus', expected one of auto, reference"),
+    ("FASTFLOW_BACKEND", "triton", "affine_coupling: backend 'triton' was asked for and"),
+    ("FASTFLOW_CPU_ISA", "avx9", "FASTFLOW_CPU_ISA is 'avx9': set it to baseline, avx2 or avx512"),
+])
+def test_a_backend_that_cannot_serve_is_said_before_anything_is_made(work, variable, value, message):
+    before = snapshot(work)
+    code = ("from small_run import call; print([call(*command.split()) for command in "
+            "('train small.yaml --out new', 'eval run --device cpu', 'doctor')])")
+    environment = os.environ | {variable: value, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    codes = [2, 2, 2 if value == "bogus" else 0]
+    assert done.stdout.endswith(f"{codes}\n")
+    assert [message in line for line in done.stderr.splitlines()] == [True] * codes.count(2)
+    assert snapshot(work) == before
+    assert not (work / "new").exists()
+
+
+def test_few_images_are_enough_and_none_is_said_for_what_it_is(work, capfd):
+    run = ("train", "small.yaml", "--out", "bare", "--set", "steps=1", "data.labels=0", "data.monitor=0")
+    images = np.random.default_rng(0).integers(0, 16, (40, 8, 8))
+    np.savez(work / "own.npz", train_images=images, train_labels=np.full(40, -1), test_images=images[:3],
+             test_labels=np.arange(3))
+    assert call(*run, "data.name=npz", "data.path=own.npz", "data.levels=17", "model.prior=uniform") == 0
+    assert "no picture of the latents: 3 test images" in capfd.readouterr().err
+    assert {path.stem for path in Path("bare/figures").iterdir()} >= {"label-swaps-seed-0", "confusion-seed-0"}
+    for split, reason in (("train", "no training image has a label"), ("monitor", "the run was trained with data.mon")):
+        assert call("eval", "bare", "--split", split) == 2
+        assert f"seed 0: no images to evaluate on: {reason}" in capfd.readouterr().err
 
 
 def test_two_processes_do_not_train_in_one_folder(work, capfd):

@@ -50,10 +50,11 @@ def test_loss_is_the_weighted_likelihood_and_cross_entropy():
     assert parts["cross_entropy"].item() == pytest.approx(cross_entropy, rel=1e-12)
 
 
-@pytest.mark.parametrize("labels", [[-1, -1], [1, 0]])
-def test_loss_without_labelled_or_unlabelled_rows_is_finite(labels):
-    scores = torch.randn(2, 3, requires_grad=True)
-    loss, parts = likelihood_loss(torch.zeros(2), scores, torch.tensor(labels), LossConfig(classification=1.0))
+@pytest.mark.parametrize(("labels", "labelled"), [([-1, -1], 1.0), ([1, 0], 1.0), ([1, 0], 0.0)])
+def test_loss_without_labelled_or_unlabelled_rows_is_finite(labels, labelled):
+    scores, config = torch.randn(2, 3, requires_grad=True), LossConfig(labelled=labelled, classification=1.0)
+    loss, parts = likelihood_loss(torch.zeros(2), scores, torch.tensor(labels), config)
+    assert loss.isfinite()
     loss.backward()
     assert scores.grad.isfinite().all()
     assert all(part.isfinite() for part in parts.values())
@@ -103,6 +104,9 @@ def test_batches_without_labels_and_with_labels_only():
     assert (make_batches(split=Split(everything, nothing, nothing))(0).labels >= 0).all()
     with pytest.raises(ValueError, match="no row has weight"):
         make_batches(split=Split(everything, nothing, nothing), labelled=0.0)
+    with pytest.raises(ValueError, match=r"loss.labelled is 0.0, expected more: every row is labelled"):
+        make_batches(split=Split(everything, nothing, nothing), loss={"labelled": 0.0})
+    make_batches(split=Split(everything, nothing, nothing), loss={"labelled": 0.0, "classification": 1.0})
 
 
 def test_views_move_images_by_keyed_normal_numbers():

@@ -38,6 +38,9 @@ class Batches:
         unlabelled = 1.0 if len(split.unlabelled) else 0.0
         if labelled + unlabelled == 0.0:
             raise ValueError("sampling: no row has weight; raise sampling.labelled or lower data.monitor")
+        loss = config.loss
+        if unlabelled == loss.labelled == loss.classification == loss.view == 0.0:
+            raise ValueError("loss.labelled is 0.0, expected more: every row is labelled, and no row has a loss")
         self.share = labelled / (labelled + unlabelled)
         visible = torch.full_like(data.train_labels, -1)
         visible[split.labelled] = data.train_labels[split.labelled]

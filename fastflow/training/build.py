@@ -2,6 +2,7 @@
 
 import torch
 
+from fastflow import _backend
 from fastflow.data import ImageData, Split, digits, mnist, npz, split_rows
 from fastflow.models import SCNF, read_reference
 from fastflow.training.config import DataConfig, ModelConfig
@@ -21,10 +22,16 @@ def split(data: ImageData, config: DataConfig, seed: int) -> Split:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" stands for. Raises ValueError for a CUDA that is not there."""
+    """The device that "auto", "cpu" or "cuda" stands for.
+
+    Raises ValueError for a CUDA that is not there, RuntimeError for an instruction set that the CPU has not.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but PyTorch sees no CUDA device; use device=auto or device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    _backend.require_instruction_set()
+    return torch.device("cpu")
 
 
 def build_model(config: ModelConfig, shape: tuple[int, int, int], levels: int, classes: int) -> SCNF:

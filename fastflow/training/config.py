@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from fastflow.training.randomness import SEEDS
 
 
 class Section(BaseModel):
     """A section refuses unknown keys and never changes once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value):
+        if isinstance(value, int) and value > SEEDS:  # noise is keyed by 32 bits of seed and of step
+            raise PydanticCustomError("too_large", f"Input should be at most {SEEDS}")
+        return value
 
 
 class DataConfig(Section):
@@ -148,8 +158,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.data.name == "npz" and self.data.path is None:
+        data, schedule = self.data, self.schedule
+        if data.name == "npz" and data.path is None:
             raise ValueError("data.path is missing, expected the .npz file")
+        if data.name == "digits" and data.path is not None:
+            raise ValueError(f"data.path is {data.path!r}, expected none: the digits come with scikit-learn")
+        if data.name != "npz" and data.levels is not None:
+            raise ValueError(f"data.levels is {data.levels}, expected none: {data.name} has its own")
+        if schedule.warmup and schedule.name in ("constant", "linear"):
+            raise ValueError(f"schedule.warmup is {schedule.warmup}, expected 0 for {schedule.name}: "
+                             "hat and cosine warm up")
+        if self.seed + self.seeds > SEEDS:
+            raise ValueError(f"seed + seeds is {self.seed} + {self.seeds}, expected at most {SEEDS}")
         if self.model.head.kind == "normal":
             loss = self.loss
             of_classes = {"data.labels": self.data.labels, "loss.classification": loss.classification,
@@ -172,7 +192,7 @@ def load_config(path: str | os.PathLike, settings: list[str] | None = None) -> C
         raise FileNotFoundError(f"{path}: no such file")
     try:
         tree = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML: {_flat(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of sections (data, model, steps, ...), got {type(tree).__name__}")
@@ -205,7 +225,7 @@ def _apply(tree: dict, setting: str) -> None:
             raise ValueError(f"--set {setting}: {section} is a value, not a section")
     try:
         tree[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"--set {setting}: not a YAML value: {_flat(error)}") from error
 
 

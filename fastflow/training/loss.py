@@ -20,7 +20,8 @@ def likelihood_loss(log_base: Tensor, scores: Tensor, labels: Tensor, config: Lo
     marginal, joint = scores.logsumexp(1), _pick(scores, labels)
     log_prob = log_base + torch.where(known, joint, marginal)
     weights = torch.where(known, config.labelled, 1.0)
-    loss = -(weights * log_prob).sum() / weights.sum()
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)  # with `labelled` 0 no row may weigh anything
+    loss = -(weights * log_prob).sum() / total
     if scores.shape[1] == 1:
         return loss, {"nll_unlabelled": _mean(-log_prob, ~known).detach()}
     cross_entropy = _mean(marginal - joint, known)

@@ -19,7 +19,8 @@ def measure(run: Restored, split: str) -> dict:
     images, labels = (data.test_images, data.test_labels) if split == "test" else (data.train_images, data.train_labels)
     rows = torch.tensor(run.monitor, dtype=torch.int64) if split == "monitor" else (labels >= 0).nonzero().flatten()
     if len(rows) == 0:
-        raise ValueError(f"seed {run.seed}: no images to evaluate on; the run was trained with data.monitor = 0")
+        why = "the run was trained with data.monitor = 0" if split == "monitor" else "no training image has a label"
+        raise ValueError(f"seed {run.seed}: no images to evaluate on: {why}")
     images, labels = images[rows].to(run.device), labels[rows].to(run.device)
     return {"seed": run.seed, **evaluate(run.model, images, labels, levels=data.levels, seed=run.seed)}
 

@@ -41,6 +41,8 @@ def prepare(config: Config, folder: Path | None = None) -> ImageData:
     seeds = range(config.seed, config.seed + config.seeds)
     if config.pretrained and not (folder and all(latest(seed_folder(folder, seed)) for seed in seeds)):
         load_pretrained(model, config.pretrained)
+    with torch.no_grad():  # a backend that was asked for may not serve this model
+        model.to(device).class_scores(data.train_images[:2].to(device))
     return data
 
 
