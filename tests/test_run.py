@@ -10,7 +10,7 @@ import torch
 
 from fastflow.training import checkpoint
 from fastflow.training.checkpoint import Checkpoint, latest, load_checkpoint, prune, save_checkpoint, step_folder
-from fastflow.training.config import dump_config, load_config, parse_config
+from fastflow.training.config import Config, _keys, dump_config, load_config, parse_config
 from fastflow.training.record import Recorder, read_metrics
 from fastflow.training.results import table
 from fastflow.training.run import newest_run
@@ -88,6 +88,11 @@ def test_published_configurations_are_valid_and_survive_writing(tmp_path):
         (tmp_path / "config.yaml").write_text(dump_config(config))
         assert load_config(tmp_path / "config.yaml") == config
         assert parse_config(json.loads(json.dumps(config.model_dump())), "state.json") == config
+
+
+def test_the_documentation_names_every_key():
+    text = (CONFIGS.parent / "docs/training.md").read_text()
+    assert [key for key in _keys(Config) if f"`{key.rpartition('.')[2]}`" not in text] == []
 
 
 def test_newest_run_is_of_this_configuration(tmp_path):
