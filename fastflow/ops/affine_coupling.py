@@ -256,8 +256,9 @@ def _compute(x, scale, shift, gain, mask, log_det, settings, packing) -> tuple[T
     """Serves a checked call; scale, shift and packing as in `_AffineCoupling`."""
     backend = _backend.forced()
     plain = backend == "reference" or under_transform()
-    if not plain and torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, scale, shift, log_det, gain)
+    if not plain and torch.is_grad_enabled() and (  # spelt out, for any() takes half a microsecond
+        x.requires_grad or (scale is not None and scale.requires_grad) or (shift is not None and shift.requires_grad)
+        or (log_det is not None and log_det.requires_grad) or (gain is not None and gain.requires_grad)
     ):
         return _AffineCoupling.apply(x, scale, shift, gain, mask, log_det, settings, packing, backend)
     if packing is not None:
