@@ -11,6 +11,7 @@ from oracles import assert_three_way
 from torch import nn
 
 from fastflow.bench.timing import peak_memory
+from fastflow.models import SCNF
 from fastflow.nn import (
     ActNorm,
     AffineCoupling,
@@ -223,6 +224,19 @@ def test_torch_func_takes_the_recorded_way():
     x = torch.randn(3, 8).double()
     expected = torch.func.grad(lambda x: recorded(x)[0].square().sum())(x)
     torch.testing.assert_close(torch.func.grad(lambda x: reversible(x)[0].square().sum())(x), expected)
+
+
+def test_trunks_of_the_models_train_reversibly():
+    losses, images = [], torch.randint(0, 17, (20, 1, 8, 8))
+    for reversible in (False, True):
+        torch.manual_seed(0)
+        model = SCNF.digits(reversible=reversible)
+        model.initialize(images)
+        log_base, scores = model.class_scores(images)
+        loss = -(log_base + scores.logsumexp(1)).mean()
+        losses.append(torch.autograd.grad(loss, list(model.trunk.parameters())))
+    for ours, theirs in zip(*losses, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)
 
 
 class Forgetful(Bijection):

@@ -29,7 +29,8 @@ MASKED_MAP = ScaleMap("sigmoid", bias=2.0)
 
 
 def conv_trunk(image: Sequence[int], *, scales: int = 3, masked_steps: int = 3, channel_steps: int = 2,
-               hidden: int = 64, blocks: int = 4, dropout: float = 0.0, alpha: float = 0.05) -> FlowSequential:
+               hidden: int = 64, blocks: int = 4, dropout: float = 0.0, alpha: float = 0.05,
+               reversible: bool = False) -> FlowSequential:
     """The multi-scale image flow of SCNF, a mix of Glow and RealNVP: [B, *image] to [B, D], z = [z_aux | z_f].
 
     image          (C, H, W); H and W divisible by 2^(scales - 1), and at least 2 pixels at the last scale
@@ -38,6 +39,7 @@ def conv_trunk(image: Sequence[int], *, scales: int = 3, masked_steps: int = 3, 
                    out, and is z_f
     hidden, blocks, dropout   of the `ConvResidualNet`s
     alpha          of the logit that comes first
+    reversible     trains in memory that does not grow with depth; see `FlowSequential`
 
     The defaults on (1, 28, 28) are the published MNIST trunk: 6,299,987 parameters, z_f of 196 features.
     Source: Atanov et al. 2019 (SCNF, arXiv 1905.00505).
@@ -65,11 +67,11 @@ def conv_trunk(image: Sequence[int], *, scales: int = 3, masked_steps: int = 3, 
         if not last:
             layers.append(FactorOut())
             channels -= factored_channels(channels)
-    return FlowSequential(layers, image)
+    return FlowSequential(layers, image, reversible=reversible)
 
 
 def vector_trunk(image: Sequence[int], *, scales: int = 2, steps: int = 4, hidden: int = 128, blocks: int = 1,
-                 dropout: float = 0.0, alpha: float = 0.05) -> FlowSequential:
+                 dropout: float = 0.0, alpha: float = 0.05, reversible: bool = False) -> FlowSequential:
     """A multi-scale flow of flattened images with `ResidualMLP`s, for images too small for convolutions.
 
     Logit, flatten, then at each scale `steps` times (norm, mix, coupling of both halves), factor out; the last scale
@@ -87,7 +89,7 @@ def vector_trunk(image: Sequence[int], *, scales: int = 2, steps: int = 4, hidde
         if scale < scales - 1:
             layers.append(FactorOut())
             features -= factored_channels(features)
-    return FlowSequential(layers, image)
+    return FlowSequential(layers, image, reversible=reversible)
 
 
 def conditional_flow(features: int, context_features: int, *, levels: int = 2, steps: int = 4, hidden: int = 256,
