@@ -1,100 +1,169 @@
 // The elementary functions of the scale maps on vectors.
 //
-// Float: minimax polynomials, at most 2 ulp off (exp 1, log 1, log1p_ratio 1, atan 2; tanh 2, 3 below 0.1). NaN comes
-// through; infinities, overflow and subnormal results are libm's. Double calls libm.
+// Minimax polynomials, 1 to 2 ulp off; tests/test_elementary_cpu.py has the bound of each. NaN comes through; infinities,
+// overflow and subnormal results are libm's.
 #pragma once
 
 #include "simd.h"
 
 namespace fastflow::FASTFLOW_ISA {
 
-// c[0] + c[1] x + c[2] x^2 + ... by Horner: the number of multiply-adds is what binds here, not their latency.
-template <int count>
-FASTFLOW_INLINE Vec<float> polynomial(Vec<float> x, const float (&c)[count]) {
-  Vec<float> p = splat(c[count - 1]);
+// The polynomials' coefficients, lowest first, and numbers in parts: a high one of few bits, so that its products with
+// an exponent are exact, and a low one.
+template <class T>
+struct Constants;
+
+template <>
+struct Constants<float> {
+  static constexpr float round_bits = 0x1.8p23f;  // adding it leaves no bits for a fraction
+  static constexpr float log2_e = 1.44269504f, ln_2_high = 0.693359375f, ln_2_low = -2.12194440e-4f;
+  static constexpr float half_pi = 1.57079633f, sqrt_2 = 1.41421356f;
+  static constexpr float exp_overflows = 89, exp_vanishes = -104, tanh_is_one = 10;
+  // (exp(r) - 1 - r) / r^2, |r| <= ln(2) / 2
+  static constexpr float exp[] = {0.49999988f, 0.16666515f, 0.041669626f, 0.008369301f, 0.0013748304f};
+  // (log(1 + f) - f + f^2 / 2) / f^3, 1/sqrt(2) <= 1 + f <= sqrt(2)
+  static constexpr float log[] = {0.33333355f, -0.25000852f, 0.19999766f, -0.16621315f,
+                                  0.142281f,   -0.13203458f, 0.12615187f, -0.07353803f};
+  // log(1 + x) / x, 0 <= x <= 1
+  static constexpr float log1p_ratio[] = {1.0f,         -0.49999923f, 0.33330205f,   -0.24955375f, 0.19678871f,
+                                          -0.15307912f, 0.10600581f,  -0.056879718f, 0.019789271f, -0.0032268476f};
+  // (atan(t) / t - 1) / t^2 of t^2, 0 <= t <= 1
+  static constexpr float atan[] = {-0.33333126f, 0.19993135f, -0.14205821f,  0.10645326f,
+                                   -0.07508143f, 0.04269273f, -0.016049758f, 0.002841484f};
+};
+
+template <>
+struct Constants<double> {
+  static constexpr double round_bits = 0x1.8p52;
+  static constexpr double log2_e = 1.4426950408889634, ln_2_high = 0x1.62e42fefa3800p-1, ln_2_low = 5.497923018708371e-14;
+  static constexpr double half_pi = 1.5707963267948966, sqrt_2 = 1.4142135623730951;
+  static constexpr double exp_overflows = 710, exp_vanishes = -746, tanh_is_one = 20;
+  static constexpr double exp[] = {
+      0.5000000000000006, 0.16666666666666588, 0.04166666666657675, 0.00833333333338954, 0.0013888888931565915,
+      0.000198412697190445, 2.4801505272660478e-05, 2.7557407501675943e-06, 2.762603830243583e-07,
+      2.5053789780891843e-08};
+  static constexpr double log[] = {
+      0.3333333333333314, -0.24999999999987976, 0.20000000000066606, -0.16666666669825841, 0.14285714280093917,
+      -0.12499999691447271, 0.1111111114742506, -0.10000015206050632, 0.09090923933043907, -0.08332913546058089,
+      0.07691529799897304, -0.07149439430523416, 0.06684589294408808, -0.06196679177865427, 0.056683768692623926,
+      -0.05677780006244059, 0.06503491134687864, -0.059817138725293255, 0.026151028190707557};
+  static constexpr double log1p_ratio[] = {
+      1, -0.4999999999999946, 0.33333333333235043, -0.24999999993676414, 0.19999999791317793, -0.16666662498403761,
+      0.14285658895928643, -0.12499479601186755, 0.11107505923124607, -0.09981014594769408, 0.09013152590351348,
+      -0.08081209037479248, 0.07035538133113728, -0.05750197052512686, 0.042300079490076505, -0.026743939151108793,
+      0.013838575337798515, -0.005543101854582836, 0.0015957386598957361, -0.0002917607022708928,
+      2.5329889702817686e-05};
+  static constexpr double atan[] = {
+      -0.3333333333333186, 0.19999999999755017, -0.1428571427133476, 0.11111110678748155, -0.09090901235381911,
+      0.07692212930402849, -0.0666586036207485, 0.05877307765753293, -0.052392329814076224, 0.04673949551803661,
+      -0.04092638094536903, 0.03406780862766886, -0.025826793679244165, 0.016978032788549237, -0.009184557007393738,
+      0.003855973776669863, -0.0011640713608239116, 0.00022302231183060373, -2.025854375918574e-05};
+};
+
+// By Horner: the number of multiply-adds is what binds here, not their latency.
+template <class T, int count>
+FASTFLOW_INLINE Vec<T> polynomial(Vec<T> x, const T (&c)[count]) {
+  Vec<T> p = splat(c[count - 1]);
+#pragma GCC unroll 32
   for (int i = count - 2; i >= 0; --i) p = p * x + c[i];
   return p;
 }
 
-constexpr float round_bits = 12582912.0f;  // 1.5 2^23: adding it leaves no bits for a fraction
+// x = n ln 2 + r with |r| <= ln(2) / 2; the lowest bits of `shifted` are those of the integer n.
+template <class T>
+struct Reduced {
+  Vec<T> shifted, n, r;
+};
 
-// p 2^n for integral n in [-150, 128].
-FASTFLOW_INLINE Vec<float> scale_by_power(Vec<float> p, Vec<float> n) {
+template <class T>
+FASTFLOW_INLINE Reduced<T> reduce(Vec<T> x) {
+  using C = Constants<T>;
+  const Vec<T> shifted = x * C::log2_e + C::round_bits, n = shifted - C::round_bits;
+  const Vec<T> r = x - n * C::ln_2_high;
+  return {shifted, n, r - n * C::ln_2_low};
+}
+
+// 2^n for a normal one, by the bits of `shifted`.
+template <class T>
+FASTFLOW_INLINE Vec<T> power(Lanes<T> shifted) {
+  return (Vec<T>)((shifted << Register<T>::mantissa_bits) + (Lanes<T>)splat<T>(1));
+}
+
+// p 2^n, subnormal ones included.
+template <class T>
+FASTFLOW_INLINE Vec<T> scale_by_power(Vec<T> p, const Reduced<T>& x) {
 #if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, n);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return _mm512_scalef_ps(p, x.n);
+  } else {
+    return _mm512_scalef_pd(p, x.n);
+  }
 #else  // in two steps, so that the subnormal range is reached
-  const Lanes<float> whole = __builtin_convertvector(n, Lanes<float>), half = whole >> 1;
-  return p * (Vec<float>)((half + 127) << 23) * (Vec<float>)((whole - half + 127) << 23);
+  const Lanes<T> whole = (Lanes<T>)x.shifted, half = shift_right<T>(whole, 1);
+  return p * power<T>(half) * power<T>(whole - half);
 #endif
 }
 
-// For x <= 89, beyond which exp rounds to infinity.
-FASTFLOW_INLINE Vec<float> exp_below_limit(Vec<float> x) {
-  x = at_least(-104.0f, x);  // exp(-104) rounds to 0
-  const Vec<float> n = (x * 1.44269504f + round_bits) - round_bits;
-  Vec<float> r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in 9 bits
-  r = r + n * 2.12194440e-4f;
-  const Vec<float> p =
-      polynomial(r, {1.0f, 1.0f, 0.49999988f, 0.16666515f, 0.041669626f, 0.008369301f, 0.0013748304f});
-  return scale_by_power(p, n);
+template <class T>
+FASTFLOW_INLINE Vec<T> exp_below_overflow(Vec<T> x) {
+  using C = Constants<T>;
+  const Reduced<T> reduced = reduce<T>(at_least(C::exp_vanishes, x));
+  const Vec<T> r = reduced.r;
+  return scale_by_power<T>((polynomial(r, C::exp) * r + 1) * r + 1, reduced);
 }
 
-FASTFLOW_INLINE Vec<float> exp(Vec<float> x) { return exp_below_limit(at_most(89.0f, x)); }
-FASTFLOW_INLINE Vec<float> exp_of_minus_absolute(Vec<float> x) { return exp_below_limit(minus_absolute<float>(x)); }
+template <class T>
+FASTFLOW_INLINE Vec<T> exp(Vec<T> x) {
+  return exp_below_overflow<T>(at_most(Constants<T>::exp_overflows, x));
+}
 
-FASTFLOW_INLINE Vec<float> log(Split<float> x) {
-  const Lanes<float> large = x.mantissa > 1.41421356f;
-  const Vec<float> exponent = large ? x.exponent + 1.0f : x.exponent;
-  const Vec<float> f = (large ? x.mantissa * 0.5f : x.mantissa) - 1.0f, square = f * f;
-  Vec<float> p = polynomial(f, {0.33333355f, -0.25000852f, 0.19999766f, -0.16621315f, 0.142281f, -0.13203458f,
-                                0.12615187f, -0.07353803f});
-  p = p * (f * square) + exponent * -2.12194440e-4f;
-  p = (f + (p - 0.5f * square)) + exponent * 0.693359375f;
-  return exponent < INFINITY ? p : exponent;
+template <class T>
+FASTFLOW_INLINE Vec<T> exp_of_minus_absolute(Vec<T> x) {
+  return exp_below_overflow<T>(minus_absolute<T>(x));
+}
+
+template <class T>
+FASTFLOW_INLINE Vec<T> log(Split<T> x) {
+  using C = Constants<T>;
+  const Lanes<T> large = x.mantissa > C::sqrt_2;
+  const Vec<T> exponent = large ? x.exponent + 1 : x.exponent;
+  const Vec<T> f = (large ? x.mantissa * T(0.5) : x.mantissa) - 1, square = f * f;
+  const Vec<T> p = polynomial(f, C::log) * (f * square) + exponent * C::ln_2_low;
+  return exponent < splat<T>(INFINITY) ? (f + (p - T(0.5) * square)) + exponent * C::ln_2_high : exponent;
 }
 
 // log(1 + x) / x for 0 <= x <= 1.
-FASTFLOW_INLINE Vec<float> log1p_ratio(Vec<float> x) {
-  return polynomial(x, {1.0f, -0.49999923f, 0.33330205f, -0.24955375f, 0.19678871f, -0.15307912f, 0.10600581f,
-                        -0.056879718f, 0.019789271f, -0.0032268476f});
+template <class T>
+FASTFLOW_INLINE Vec<T> log1p_ratio(Vec<T> x) {
+  return polynomial(x, Constants<T>::log1p_ratio);
 }
 
 // e / (e + 2) with e = exp(2x) - 1, whose relative error stays small near 0.
-FASTFLOW_INLINE Vec<float> tanh(Vec<float> x) {
-  const Vec<float> size = absolute<float>(x), twice = at_most(20.0f, size + size);
-  const Vec<float> shifted = twice * 1.44269504f + round_bits, n = shifted - round_bits;
-  const Vec<float> r = twice - n * 0.69314718f;
-  const Vec<float> p = polynomial(r, {0.49999988f, 0.16666515f, 0.041669626f, 0.008369301f, 0.0013748304f});
-  const Vec<float> power = (Vec<float>)(((Lanes<float>)shifted << 23) + (Lanes<float>)splat(1.0f));  // 2^n
-  const Vec<float> e = (p * (r * r) + r) * power + (power - 1.0f);
-  return copy_sign<float>(e / (e + 2.0f), x);
+template <class T>
+FASTFLOW_INLINE Vec<T> tanh(Vec<T> x) {
+  using C = Constants<T>;
+  const Vec<T> size = absolute<T>(x);
+  const Reduced<T> reduced = reduce<T>(at_most(2 * C::tanh_is_one, size + size));
+  const Vec<T> scale = power<T>((Lanes<T>)reduced.shifted), scaled = reduced.r * scale;
+  const Vec<T> most = scaled + (scale - 1), rest = polynomial(reduced.r, C::exp) * (reduced.r * scaled);
+  const Vec<T> e = most + rest, denominator = e + 2;
+  Vec<T> ratio = e / denominator;
+  if constexpr (sizeof(T) == sizeof(double)) {  // what the two sums lost is made good, by 1 / (e + 2) = (1 - tanh) / 2
+    const Vec<T> lost = (most - e) + rest, lost_below = lost + (e - (denominator - 2));
+    const Vec<T> correction = (lost - ratio * lost_below) * (T(0.5) - T(0.5) * ratio);
+    ratio += size < 1 ? correction : Vec<T>{};
+  }
+  return copy_sign<T>(ratio, x);
 }
 
-FASTFLOW_INLINE Vec<float> atan(Vec<float> x) {
-  const Vec<float> size = absolute<float>(x);
-  const Lanes<float> large = size > 1.0f;
-  const Vec<float> t = (large ? splat(1.0f) : size) / (large ? size : splat(1.0f)), square = t * t;
-  Vec<float> p = polynomial(square, {-0.33333126f, 0.19993135f, -0.14205821f, 0.10645326f, -0.07508143f, 0.04269273f,
-                                     -0.016049758f, 0.002841484f});
-  p = p * (square * t) + t;
-  return copy_sign<float>(large ? 1.57079633f - p : p, x);
+template <class T>
+FASTFLOW_INLINE Vec<T> atan(Vec<T> x) {
+  using C = Constants<T>;
+  const Vec<T> size = absolute<T>(x), one = splat<T>(1);
+  const Lanes<T> large = size > 1;
+  const Vec<T> t = (large ? one : size) / (large ? size : one), square = t * t;
+  const Vec<T> p = polynomial(square, C::atan) * (square * t) + t;
+  return copy_sign<T>(large ? C::half_pi - p : p, x);
 }
-
-FASTFLOW_INLINE Vec<double> each_lane(Vec<double> x, double (*f)(double)) {
-  for (int lane = 0; lane < width<double>; ++lane) x[lane] = f(x[lane]);
-  return x;
-}
-FASTFLOW_INLINE Vec<double> exp(Vec<double> x) { return each_lane(x, ::exp); }
-FASTFLOW_INLINE Vec<double> exp_of_minus_absolute(Vec<double> x) { return exp(minus_absolute<double>(x)); }
-FASTFLOW_INLINE Vec<double> log(Split<double> x) {
-  const Lanes<double> large = x.mantissa > 1.4142135623730951;
-  const Vec<double> mantissa = large ? x.mantissa * 0.5 : x.mantissa;
-  return each_lane(mantissa, ::log) + (large ? x.exponent + 1 : x.exponent) * 0.6931471805599453;
-}
-FASTFLOW_INLINE Vec<double> log1p_ratio(Vec<double> x) {
-  return each_lane(x, [](double y) { return y == 0 ? 1.0 : ::log1p(y) / y; });
-}
-FASTFLOW_INLINE Vec<double> tanh(Vec<double> x) { return each_lane(x, ::tanh); }
-FASTFLOW_INLINE Vec<double> atan(Vec<double> x) { return each_lane(x, ::atan); }
 
 }  // namespace fastflow::FASTFLOW_ISA

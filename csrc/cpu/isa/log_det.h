@@ -98,7 +98,7 @@ inline Vec<T> value(const LogDet<T>& total, T sign) {
     const Split<T> parts = split<T>(total.product + 1);
     const Vec<T> large = log(Split<T>{parts.mantissa, parts.exponent + total.exponent});
     const Lanes<T> small = (total.product <= 1) & (total.exponent == 0);
-    log_det += sign * (small ? total.product * log1p_ratio(total.product) : large);
+    log_det += sign * (small ? total.product * log1p_ratio<T>(total.product) : large);
   }
   return log_det;
 }

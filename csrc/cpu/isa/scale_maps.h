@@ -25,7 +25,7 @@ struct ScaleTerms {
 template <bool inverse, class T>
 FASTFLOW_INLINE ScaleTerms<T> from_log(Vec<T> log_c, Vec<T> slope, Vec<T> gain_slope = Vec<T>{}) {
   const Vec<T> log_m = inverse ? -log_c : log_c;
-  return {.multiplier = exp(log_m), .term = log_m, .slope = slope, .gain_slope = gain_slope};
+  return {.multiplier = exp<T>(log_m), .term = log_m, .slope = slope, .gain_slope = gain_slope};
 }
 
 struct LogMap {
@@ -57,7 +57,7 @@ struct Sigmoid : LogMap {
 
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute(a), denominator = e + 1;
+    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute<T>(a), denominator = e + 1;
     const Lanes<T> negative = a < 0;
     const Vec<T> numerator = negative ? e : splat<T>(1), log_numerator = negative ? a : Vec<T>{};
     const Vec<T> slope = (negative ? splat<T>(1) : e) / denominator;
@@ -72,7 +72,7 @@ struct SigmoidPlusEps : LogMap {
 
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute(a), denominator = e + 1;
+    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute<T>(a), denominator = e + 1;
     const Vec<T> numerator = (a < 0 ? e : splat<T>(1)) + k.eps * denominator;
     const Vec<T> m = inverse ? denominator / numerator : numerator / denominator;
     return {.multiplier = m, .factor = m, .slope = e / (denominator * numerator)};
@@ -87,9 +87,9 @@ struct SoftplusPlusEps : LogMap {
 
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute(a);
+    const Vec<T> a = s + k.bias, e = exp_of_minus_absolute<T>(a);
     const Lanes<T> negative = a < 0;
-    const Vec<T> c = (negative ? Vec<T>{} : a) + e * log1p_ratio(e) + k.eps;
+    const Vec<T> c = (negative ? Vec<T>{} : a) + e * log1p_ratio<T>(e) + k.eps;
     const Vec<T> slope = (negative ? e : splat<T>(1)) / ((e + 1) * c);
     return {.multiplier = inverse ? 1 / c : c, .factor = c, .slope = slope};
   }
@@ -100,7 +100,7 @@ struct GainTanh : LogMap {
 
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>&, Vec<T> s, Vec<T> gain) {
-    const Vec<T> t = tanh(s);
+    const Vec<T> t = tanh<T>(s);
     return from_log<inverse, T>(gain * t, gain * (1 - t * t), t);
   }
 };
@@ -108,7 +108,7 @@ struct GainTanh : LogMap {
 struct ClampTanh : LogMap {
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> t = tanh(s);
+    const Vec<T> t = tanh<T>(s);
     return from_log<inverse, T>(k.clamp * t, k.clamp * (1 - t * t));
   }
 };
@@ -117,7 +117,7 @@ struct ClampTanh : LogMap {
 struct ClampSigmoid : LogMap {
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
-    const Vec<T> t = tanh(s * T(0.5));
+    const Vec<T> t = tanh<T>(s * T(0.5));
     return from_log<inverse, T>(k.clamp * t, T(0.5) * k.clamp * (1 - t * t));
   }
 };
@@ -126,7 +126,7 @@ struct ClampAtan : LogMap {
   template <bool inverse, class T>
   static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T>) {
     const T clamp = k.clamp * T(0.636);
-    return from_log<inverse, T>(clamp * atan(s), clamp / (s * s + 1));
+    return from_log<inverse, T>(clamp * atan<T>(s), clamp / (s * s + 1));
   }
 };
 

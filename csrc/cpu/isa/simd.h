@@ -36,6 +36,7 @@ template <>
 struct Register<float> {
   typedef float vector __attribute__((vector_size(register_bytes)));
   typedef int32_t lanes __attribute__((vector_size(register_bytes)));
+  typedef uint32_t unsigned_lanes __attribute__((vector_size(register_bytes)));
   typedef uint8_t bytes __attribute__((vector_size(register_bytes / sizeof(float))));
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
 };
@@ -43,6 +44,7 @@ template <>
 struct Register<double> {
   typedef double vector __attribute__((vector_size(register_bytes)));
   typedef int64_t lanes __attribute__((vector_size(register_bytes)));
+  typedef uint64_t unsigned_lanes __attribute__((vector_size(register_bytes)));
   typedef uint8_t bytes __attribute__((vector_size(register_bytes / sizeof(double))));
   static constexpr int mantissa_bits = 52, exponent_bias = 1023;
 };
@@ -51,6 +53,8 @@ template <class T>
 using Vec = typename Register<T>::vector;
 template <class T>
 using Lanes = typename Register<T>::lanes;  // -1 where true, as a comparison of two Vec gives
+template <class T>
+using UnsignedLanes = typename Register<T>::unsigned_lanes;
 template <class T>
 constexpr int width = register_bytes / sizeof(T);
 
@@ -113,13 +117,23 @@ FASTFLOW_INLINE void store(T* to, Vec<T> v, int count) {
 // The larger and the smaller of the two; a NaN in x comes through.
 #if defined(__AVX512F__)
 FASTFLOW_INLINE Vec<float> at_least(float bound, Vec<float> x) { return _mm512_max_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<double> at_least(double bound, Vec<double> x) { return _mm512_max_pd(splat(bound), x); }
 FASTFLOW_INLINE Vec<float> at_most(float bound, Vec<float> x) { return _mm512_min_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<double> at_most(double bound, Vec<double> x) { return _mm512_min_pd(splat(bound), x); }
 #elif defined(__AVX2__)
 FASTFLOW_INLINE Vec<float> at_least(float bound, Vec<float> x) { return _mm256_max_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<double> at_least(double bound, Vec<double> x) { return _mm256_max_pd(splat(bound), x); }
 FASTFLOW_INLINE Vec<float> at_most(float bound, Vec<float> x) { return _mm256_min_ps(splat(bound), x); }
+FASTFLOW_INLINE Vec<double> at_most(double bound, Vec<double> x) { return _mm256_min_pd(splat(bound), x); }
 #else
-FASTFLOW_INLINE Vec<float> at_least(float bound, Vec<float> x) { return x < bound ? splat(bound) : x; }
-FASTFLOW_INLINE Vec<float> at_most(float bound, Vec<float> x) { return x > bound ? splat(bound) : x; }
+template <class T>
+FASTFLOW_INLINE Vec<T> at_least(T bound, Vec<T> x) {
+  return x < bound ? splat(bound) : x;
+}
+template <class T>
+FASTFLOW_INLINE Vec<T> at_most(T bound, Vec<T> x) {
+  return x > bound ? splat(bound) : x;
+}
 #endif
 
 // Lanes whose byte is 0, of `count` bytes; false beyond them.
@@ -150,6 +164,12 @@ FASTFLOW_INLINE Vec<T> copy_sign(Vec<T> size, Vec<T> x) {
   return (Vec<T>)((Lanes<T>)size | ((Lanes<T>)x & (Lanes<T>)splat<T>(-0.0f)));
 }
 
+// Zeros come in. A shift that keeps the sign, and a conversion to or from 64-bit integers, need AVX-512.
+template <class T>
+FASTFLOW_INLINE Lanes<T> shift_right(Lanes<T> x, int count) {
+  return (Lanes<T>)((UnsignedLanes<T>)x >> count);
+}
+
 // x = mantissa 2^exponent with 1 <= mantissa < 2, for normal x > 0. Infinity and NaN are their own mantissa or exponent.
 template <class T>
 struct Split {
@@ -165,11 +185,13 @@ FASTFLOW_INLINE Split<T> split(Vec<T> x) {
     return {_mm512_getmant_pd(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src), _mm512_getexp_pd(x)};
   }
 #else
-  constexpr int mantissa_bits = Register<T>::mantissa_bits, bias = Register<T>::exponent_bias;
+  constexpr int mantissa_bits = Register<T>::mantissa_bits;
+  constexpr T whole = T(int64_t{1} << mantissa_bits);  // its mantissa takes an integer as it is
   const Lanes<T> bits = (Lanes<T>)x, one = (Lanes<T>)splat<T>(1);
   const Lanes<T> finite = x < splat<T>(INFINITY);
   const Vec<T> mantissa = (Vec<T>)((bits & ~(Lanes<T>)splat<T>(INFINITY)) | one);
-  const Vec<T> exponent = __builtin_convertvector((bits >> mantissa_bits) - bias, Vec<T>);
+  const Vec<T> biased = (Vec<T>)(shift_right<T>(bits, mantissa_bits) | (Lanes<T>)splat<T>(whole));
+  const Vec<T> exponent = biased - (whole + Register<T>::exponent_bias);
   return {mantissa, finite ? exponent : x};  // of an infinity or NaN the exponent says so, as AVX-512's does
 #endif
 }
