@@ -24,12 +24,6 @@ inline uint8_t widen(uint8_t value) { return value; }
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 inline float widen(BFloat16 value) { return bit_cast<float>(uint32_t{value.bits} << 16); }
-inline float widen(Float16 value) {
-  // The multiplication moves the exponent bias and normalises subnormals.
-  const uint32_t size = bit_cast<uint32_t>(bit_cast<float>((value.bits & 0x7fffu) << 13) * 0x1p112f);
-  const uint32_t special = size >= 0x47800000u ? 0x7f800000u : 0;
-  return bit_cast<float>(size | special | (value.bits & 0x8000u) << 16);
-}
 
 // To nearest, ties to even.
 inline void narrow(float& to, double from) { to = static_cast<float>(from); }
@@ -37,6 +31,39 @@ inline void narrow(double& to, double from) { to = from; }
 inline void narrow(BFloat16& to, float from) {
   const uint32_t bits = bit_cast<uint32_t>(from), even = bits >> 16 & 1;
   to.bits = (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0 : (bits + 0x7fffu + even) >> 16;
+}
+#if defined(__F16C__)
+inline float widen(Float16 value) { return _cvtsh_ss(value.bits); }
+inline void narrow(Float16& to, float from) { to.bits = _cvtss_sh(from, _MM_FROUND_TO_NEAREST_INT); }
+#if defined(__AVX512F__)
+FASTFLOW_INLINE Vec<float> load(const Float16* from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)); }
+FASTFLOW_INLINE void store(Float16* to, Vec<float> v) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+FASTFLOW_INLINE Vec<float> load(const Float16* from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)); }
+FASTFLOW_INLINE void store(Float16* to, Vec<float> v) {
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
+// Dense runs: the compiler vectorises the integer code of other conversions by itself, but not these instructions.
+inline void widen(float* to, const Float16* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + width<float> <= count; i += width<float>) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = widen(from[i]);
+}
+inline void narrow(Float16* to, const float* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + width<float> <= count; i += width<float>) store(to + i, load(from + i));
+  for (; i < count; ++i) narrow(to[i], from[i]);
+}
+#else
+inline float widen(Float16 value) {
+  // The multiplication moves the exponent bias and normalises subnormals.
+  const uint32_t size = bit_cast<uint32_t>(bit_cast<float>((value.bits & 0x7fffu) << 13) * 0x1p112f);
+  const uint32_t special = size >= 0x47800000u ? 0x7f800000u : 0;
+  return bit_cast<float>(size | special | (value.bits & 0x8000u) << 16);
 }
 inline void narrow(Float16& to, float from) {
   const uint32_t bits = bit_cast<uint32_t>(from), size = bits & 0x7fffffffu, even = size >> 13 & 1;
@@ -48,6 +75,16 @@ inline void narrow(Float16& to, float from) {
   half = size > 0x7f800000u ? 0x7e00u : half;
   to.bits = half | (bits >> 16 & 0x8000u);
 }
+#endif
+
+template <class T, class From>
+inline void widen(T* to, const From* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+}
+template <class To, class T>
+inline void narrow(To* to, const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) narrow(to[i], from[i]);
+}
 
 struct Box {
   int64_t outer, inner, outer_stride, inner_stride;
@@ -57,7 +94,7 @@ template <class T, class From>
 void pack(T* to, const From* from, const Box& box) {
   for (int64_t o = 0; o < box.outer; ++o, to += box.inner, from += box.outer_stride) {
     if (box.inner_stride == 1) {
-      for (int64_t i = 0; i < box.inner; ++i) to[i] = widen(from[i]);
+      widen(to, from, box.inner);
     } else if (box.inner_stride == 0) {
       const T value = widen(*from);
       for (int64_t i = 0; i < box.inner; ++i) to[i] = value;
@@ -71,7 +108,7 @@ template <class T, class To>
 void unpack(To* to, const T* from, const Box& box) {
   for (int64_t o = 0; o < box.outer; ++o, from += box.inner, to += box.outer_stride) {
     if (box.inner_stride == 1) {
-      for (int64_t i = 0; i < box.inner; ++i) narrow(to[i], from[i]);
+      narrow(to, from, box.inner);
     } else {
       for (int64_t i = 0; i < box.inner; ++i) narrow(to[i * box.inner_stride], from[i]);
     }
