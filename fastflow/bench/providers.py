@@ -1,6 +1,7 @@
 """Who is measured: this library, the shortest idiomatic PyTorch, its compiled forms, other libraries' arithmetic."""
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,8 @@ def _ahead_of_time(call: Callable, given: Inputs) -> Callable:
     class Module(torch.nn.Module):
         forward = staticmethod(call)
 
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, of its own classes
         program = torch.export.export(Module(), given.arguments)
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "case.pt2"))
         return torch._inductor.aoti_load_package(package)
