@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ class Bijection(nn.Module):
 
         def start(module: nn.Module, inputs: tuple) -> None:
             if not module.initialized:  # a shared layer is reached again
-                before.append((module, deepcopy(module.state_dict())))
+                before.append((module, {name: value.clone() for name, value in module.state_dict().items()}))
                 module.start_from(inputs[0])
 
         hooks = [module.register_forward_pre_hook(start) for module in self.modules()
