@@ -20,7 +20,7 @@ from fastflow.bench.serving import (
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
-EXPECTED = {"affine_coupling": {"cpu"}, "gaussian_class_scores": {"reference"}}
+EXPECTED = {"affine_coupling": {"cpu"}, "gaussian_class_scores": {"reference"}, "logit": {"cpu"}}
 
 
 @pytest.fixture(scope="module")

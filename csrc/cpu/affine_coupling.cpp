@@ -7,130 +7,14 @@
 // operations take 22, the copy of the passive half 4, the ends of rows 4); beyond the L3 the memory decides.
 #include "affine_coupling.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <algorithm>
-#include <functional>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "instruction_set.h"
+#include "tensors.h"
 
 namespace fastflow {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-constexpr int64_t grain = 32768;  // elements below which a second thread costs more than it saves
-
-using Kernel = void (*)(const AffineCoupling&, int64_t first_row, int64_t last_row);
-
-struct Kernels {
-  Kernel forward, backward;
-};
-
-Kernels kernels() {
-#if defined(__x86_64__)
-  switch (instruction_set()) {
-    case InstructionSet::avx512: return {avx512::affine_coupling, avx512::affine_coupling_backward};
-    case InstructionSet::avx2: return {avx2::affine_coupling, avx2::affine_coupling_backward};
-    case InstructionSet::baseline: break;
-  }
-#endif
-  return {baseline::affine_coupling, baseline::affine_coupling_backward};
-}
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return float64;
-    case ScalarType::BFloat16: return bfloat16;
-    case ScalarType::Half: return float16;
-    case ScalarType::Bool: return boolean;
-    default: return float32;
-  }
-}
-
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
-// Uninitialised, contiguous or with the channels last, without a trip through the dispatcher.
-Tensor allocate(Sizes sizes, int32_t dtype, bool channels_last = false) {
-  const size_t dims = sizes.size();
-  int64_t strides[max_dims + 1], stride = 1;
-  const auto place = [&](size_t d) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
-  };
-  if (channels_last) place(1);
-  for (size_t d = dims; d-- > 0;) {
-    if (d != 1 || !channels_last) place(d);
-  }
-  AtenTensorHandle empty = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, sizes.data(), strides, dtype, aoti_torch_device_type_cpu(), 0, &empty));
-  return Tensor(empty);
-}
-
-int32_t native_dtype(const Tensor& tensor) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  return dtype;
-}
-
-// As torch.empty_like.
-Tensor allocate_like(const Tensor& like) {
-  const auto strides = like.strides();
-  const bool descending = std::adjacent_find(strides.begin(), strides.end(), std::less_equal<>()) == strides.end();
-  if (!descending && !like.is_contiguous()) return torch::stable::empty_like(like);
-  return allocate(like.sizes(), native_dtype(like));
-}
-
-// Channels first, first + step, ... of a tensor [B, C, *spatial].
-Operand channels(const Tensor& tensor, int64_t first, int64_t step) {
-  const auto strides = tensor.strides();
-  Operand operand = {static_cast<char*>(tensor.data_ptr()), dtype_of(tensor), strides[0], {}};
-  for (size_t d = 1; d < strides.size(); ++d) operand.stride[d - 1] = strides[d];
-  operand.data += first * strides[1] * bytes_of[operand.dtype];
-  operand.stride[0] *= step;
-  return operand;
-}
-
-// Dims in the order of the strides of operand[by], innermost first, without those of size 1, and with two merged into
-// one wherever every operand lets them.
-void simplify(int& dims, int64_t* size, Operand* operand, int operands, int by) {
-  int order[max_dims], count = 0;
-  for (int d = dims - 1; d >= 0; --d) {
-    if (size[d] == 1 && (d > 0 || count > 0)) continue;
-    int place = count++;
-    for (; place > 0 && operand[by].stride[order[place - 1]] > operand[by].stride[d]; --place) {
-      order[place] = order[place - 1];
-    }
-    order[place] = d;
-  }
-  int64_t sizes[max_dims], strides[ROLES][max_dims];
-  dims = 0;
-  for (int n = 0; n < count; ++n) {
-    const int d = order[n], last = dims - 1;
-    bool merges = n > 0;
-    for (int k = 0; k < operands && merges; ++k) {
-      merges = operand[k].data == nullptr || operand[k].stride[d] == strides[k][last] * sizes[last];
-    }
-    if (merges) {
-      sizes[last] *= size[d];
-      continue;
-    }
-    sizes[dims] = size[d];
-    for (int k = 0; k < operands; ++k) strides[k][dims] = operand[k].stride[d];
-    ++dims;
-  }
-  for (int d = 0; d < dims; ++d) {
-    size[d] = sizes[d];
-    for (int k = 0; k < operands; ++k) operand[k].stride[d] = strides[k][d];
-  }
-}
 
 void add_copies(AffineCoupling& c, const Tensor& from, const Tensor& to, int64_t start, int64_t step, int64_t count) {
   const int64_t channels_of_x = from.size(1);
@@ -164,7 +48,7 @@ struct Settings {
 AffineCoupling describe(const Tensor& from, const Tensor& to, const Tensor& shift, const std::optional<Tensor>& scale,
                         const std::optional<Tensor>& gain, const std::optional<Tensor>& mask, const Settings& k) {
   AffineCoupling c = {};
-  c.in_double = from.scalar_type() == ScalarType::Double;
+  c.in_double = dtype_of(from) == float64;
   c.kind = static_cast<int>(k.kind);
   c.bias = k.bias;
   c.eps = k.eps;
@@ -186,24 +70,12 @@ AffineCoupling describe(const Tensor& from, const Tensor& to, const Tensor& shif
   return c;
 }
 
-int64_t elements_of_row(const AffineCoupling& c) {
-  int64_t elements = 1;
-  for (int d = 0; d < c.dims; ++d) elements *= c.size[d];
-  return elements;
-}
-
-void over_rows(const AffineCoupling& c, Kernel kernel) {
-  torch::stable::parallel_for(0, c.rows, std::max<int64_t>(1, grain / elements_of_row(c)),
-                              [&](int64_t first, int64_t last) { kernel(c, first, last); });
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> scale, const Tensor& shift,
                                    std::optional<Tensor> gain, std::optional<Tensor> mask,
                                    std::optional<Tensor> log_det, int64_t start, int64_t step, int64_t kind,
                                    double bias, double eps, double clamp, bool shift_first, bool inverse) {
   Tensor z = allocate_like(x);
-  const bool in_double = x.scalar_type() == ScalarType::Double;
-  Tensor total = allocate(x.sizes().slice(0, 1), in_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  Tensor total = allocate_log_det(x);
   if (shift.numel() == 0) {
     return {z, log_det ? torch::stable::copy_(total, *log_det) : torch::stable::zero_(total)};
   }
@@ -215,7 +87,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> scale,
     c.log_det_stride = log_det->stride(0);
   }
   c.log_det_out = total.data_ptr();
-  over_rows(c, kernels().forward);
+  over_rows(c, FASTFLOW_KERNEL(affine_coupling));
   return {z, total};
 }
 
@@ -225,7 +97,7 @@ void backward_with_gain(const AffineCoupling& c, Tensor& grad_gain) {
   const int64_t chunk_rows = std::max(1 + 4096 / elements, 1 + (c.rows - 1) / 256);
   const int64_t chunks = 1 + (c.rows - 1) / chunk_rows;
   std::vector<double> sums(chunks * 2 * channels);
-  const Kernel kernel = kernels().backward;
+  const auto kernel = FASTFLOW_KERNEL(affine_coupling_backward);
   torch::stable::parallel_for(
       0, chunks, std::max<int64_t>(1, grain / (elements * chunk_rows)), [&](int64_t first, int64_t last) {
         AffineCoupling part = c;
@@ -287,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   if (gain) {
     backward_with_gain(c, grad_gain);
   } else {
-    over_rows(c, kernels().backward);
+    over_rows(c, FASTFLOW_KERNEL(affine_coupling_backward));
   }
   return {grad_x, grad_parameters, grad_gain};
 }

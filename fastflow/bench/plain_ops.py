@@ -1,4 +1,4 @@
-"""The ops that have no kernel here yet, beside the shortest idiomatic PyTorch for each."""
+"""The ops whose only rival is the shortest idiomatic PyTorch for each."""
 
 from collections.abc import Callable
 from math import log, prod

@@ -12,7 +12,81 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastflow.ops._checks import check_dims, check_float, compute_dtype, start_log_det
+from fastflow import _backend
+from fastflow.ops._checks import check_dims, check_float, check_log_det, compute_dtype
+from fastflow.ops._define import Op, under_transform
+
+
+def reference(x: Tensor, log_det: Tensor | None, alpha: float, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The definition, in differentiable PyTorch. Arguments as in the schema."""
+    v = x.to(compute_dtype(x))
+    if inverse:
+        # -log p - log(1 - p) from z itself: exact where the sigmoid has already rounded to 0 or 1.
+        own = F.softplus(v) + F.softplus(-v) + math.log1p(-alpha)
+        z, own = (torch.sigmoid(v) - alpha / 2) / (1 - alpha), -own
+    else:
+        p = (1 - alpha) * v + alpha / 2
+        log_p, log_rest = torch.log(p), torch.log1p(-p)
+        z, own = log_p - log_rest, math.log1p(-alpha) - log_p - log_rest
+    own = own.flatten(1).sum(1)
+    return z.to(x.dtype), own if log_det is None else log_det + own
+
+
+def backward_reference(grad_z: Tensor, grad_log_det: Tensor | None, x: Tensor, alpha: float, inverse: bool) -> Tensor:
+    """The gradient of the op's input x."""
+    dtype = compute_dtype(x)
+    v, g = x.to(dtype), grad_z.to(dtype)
+    h = 0.0 if grad_log_det is None else grad_log_det.to(dtype).view(-1, *[1] * (x.dim() - 1))
+    if inverse:
+        grad = g * torch.sigmoid(v) * torch.sigmoid(-v) / (1 - alpha) - h * torch.tanh(v / 2)
+    else:
+        p = (1 - alpha) * v + alpha / 2
+        grad = (g + h * (p - (1 - p))) * ((1 - alpha) / (p * (1 - p)))
+    return grad.to(x.dtype)
+
+
+def _fallback(x: Tensor, *args) -> tuple[Tensor, Tensor]:
+    z, log_det = reference(x, *args)
+    return torch.empty_like(x).copy_(z), log_det
+
+
+def _backward_fallback(grad_z: Tensor, grad_log_det: Tensor | None, x: Tensor, *args) -> Tensor:
+    return torch.empty_like(x).copy_(backward_reference(grad_z, grad_log_det, x, *args))
+
+
+def _fake(x, log_det, *settings):
+    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=compute_dtype(x))
+
+
+_forward = Op("logit", "(Tensor x, Tensor? log_det, float alpha, bool inverse) -> (Tensor, Tensor)",
+              reference=reference, fallback=_fallback, fake=_fake)
+_backward = Op("logit_backward",
+               "(Tensor grad_z, Tensor? grad_log_det, Tensor x, float alpha, bool inverse) -> Tensor",
+               reference=backward_reference, fallback=_backward_fallback,
+               fake=lambda grad_z, grad_log_det, x, *settings: torch.empty_like(x))
+
+
+class _Logit(torch.autograd.Function):
+    """Saves the input."""
+
+    @staticmethod
+    def forward(ctx, x, log_det, alpha, inverse, backend):
+        ctx.settings, ctx.backend = (alpha, inverse), backend
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x)
+        return _forward.kernel(backend, x.device.type)(x, log_det, alpha, inverse)
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_log_det):
+        (x,) = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_z = torch.zeros_like(x) if grad_z is None else grad_z
+            # Under create_graph=True the gradient itself is differentiated: only the reference can be.
+            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, x.device.type)
+            grad_x = kernel(grad_z, grad_log_det, x, *ctx.settings)
+        return grad_x, grad_log_det if ctx.needs_input_grad[1] else None, None, None, None
 
 
 def logit(x: Tensor, *, alpha: float = 0.05, log_det: Tensor | None = None, inverse: bool = False,
@@ -31,13 +105,11 @@ def logit(x: Tensor, *, alpha: float = 0.05, log_det: Tensor | None = None, inve
     check_dims(op, x)
     if not 0 <= alpha < 1:
         raise ValueError(f"{op}: alpha is {alpha}, expected at least 0 and less than 1")
-    start = start_log_det(op, x, log_det)
-    v = x.to(compute_dtype(x))
-    if inverse:
-        # -log p - log(1 - p) from z itself: exact where the sigmoid has already rounded to 0 or 1.
-        own = F.softplus(v) + F.softplus(-v) + math.log1p(-alpha)
-        return ((torch.sigmoid(v) - alpha / 2) / (1 - alpha)).to(x.dtype), start - own.flatten(1).sum(1)
-    p = (1 - alpha) * v + alpha / 2
-    log_p, log_rest = torch.log(p), torch.log1p(-p)
-    own = math.log1p(-alpha) - log_p - log_rest
-    return (log_p - log_rest).to(x.dtype), start + own.flatten(1).sum(1)
+    if log_det is not None:
+        check_log_det(op, x, log_det)
+    backend = _backend.forced()
+    if backend == "reference" or under_transform():
+        return reference(x, log_det, alpha, inverse)
+    if torch.is_grad_enabled() and (x.requires_grad or (log_det is not None and log_det.requires_grad)):
+        return _Logit.apply(x, log_det, alpha, inverse, backend)
+    return _forward.kernel(backend, x.device.type)(x, log_det, alpha, inverse)

@@ -1,62 +1,11 @@
 // affine_coupling and its backward for one instruction set; see csrc/cpu/affine_coupling.cpp for what they cost.
 #include "cpu/affine_coupling.h"
 
-#include "passive.h"
+#include "blocks.h"
 #include "scale_maps.h"
-#include "tiles.h"
 
 namespace fastflow::FASTFLOW_ISA {
 namespace {
-
-// The lanes of a vector that are transformed elements: all of them, or those inside the tile and not masked.
-template <class T>
-struct AllLanes {
-  Vec<T> read(const T* from) const { return load(from); }
-  void write(T* to, Vec<T> v) const { store(to, v); }
-  Vec<T> active(Vec<T> v, Vec<T>) const { return v; }
-};
-
-template <class T>
-struct SomeLanes {
-  SomeLanes(const uint8_t* mask, int64_t left) : count(static_cast<int>(smaller(left, width<T>))) {
-    transformed = mask == nullptr ? first_lanes<T>(count) : zero_bytes<T>(mask, count);
-  }
-  Vec<T> read(const T* from) const { return count == width<T> ? load(from) : load(from, count); }
-  void write(T* to, Vec<T> v) const { count == width<T> ? store(to, v) : store(to, v, count); }
-  Vec<T> active(Vec<T> v, Vec<T> otherwise) const { return transformed ? v : otherwise; }
-
-  int count;
-  Lanes<T> transformed;
-};
-
-// One outer row of a tile.
-template <class T>
-struct TileRow {
-  const Tile<T>& tile;
-  int64_t o;
-
-  T* at(Role role) const { return tile.data[role] + o * tile.pitch[role]; }
-  Vec<T> gain() const { return tile.constant_gain ? splat(*at(GAIN)) : Vec<T>{}; }
-  void copy_lines() const {
-    for (int n = 0; n < tile.lines; ++n) {
-      const Line& line = tile.line[n];
-      copy_line(line.to + o * line.to_pitch, line.from + o * line.from_pitch, line.bytes);
-    }
-  }
-
-  // Calls step(i, lanes) for each vector.
-  template <bool masked, class Step>
-  FASTFLOW_INLINE void for_each_vector(Step step) const {
-    int64_t i = 0;
-    if constexpr (masked) {
-      const auto* mask = reinterpret_cast<const uint8_t*>(tile.data[MASK]) + o * tile.pitch[MASK];
-      for (; i < tile.inner; i += width<T>) step(i, SomeLanes<T>(mask + i, tile.inner - i));
-    } else {
-      for (; i + width<T> <= tile.inner; i += width<T>) step(i, AllLanes<T>{});
-      if (i < tile.inner) step(i, SomeLanes<T>(nullptr, tile.inner - i));
-    }
-  }
-};
 
 // Tiles and settings come by value: no store can alias them.
 template <class T, class Map, bool inverse, bool masked>
@@ -176,55 +125,22 @@ Settings<T> settings(const AffineCoupling& c) {
   return {static_cast<T>(c.bias), static_cast<T>(c.eps), static_cast<T>(c.clamp), bounded ? 8 : 1};
 }
 
-// Rows that are worked on together: a register of them, as long as they stay in the cache.
-template <class T>
-int64_t block_rows(const AffineCoupling& c) {
-  int64_t elements = 1;
-  for (int d = 0; d < c.dims; ++d) elements *= c.size[d];
-  return smaller(width<T>, 1 + 4096 / elements);
-}
-
 template <class T>
 void forward(const AffineCoupling& c, int64_t first_row, int64_t last_row) {
   const Kernels<T> run = kernels<T>(c);
   const Settings<T> k = settings<T>(c);
-  const auto* running = static_cast<const T*>(c.log_det);
-  auto* log_det = static_cast<T*>(c.log_det_out);
-  Tiles<T> tiles(c);
-  LogDet<T> totals[width<T>] = {};
-  const int64_t step = block_rows<T>(c);
-  for (int64_t row = first_row; row < last_row; row += step) {
-    const int64_t rows = smaller(step, last_row - row);
-    tiles.for_each(row, rows, [&](const Tile<T>& tile, int64_t r) { run.forward(tile, k, c.shift_first, totals + r); });
-    const Vec<T> own = run.finish(totals, tiles.lanes_are_rows);
-    for (int64_t r = 0; r < rows; ++r) {
-      log_det[row + r] = own[r] + (running == nullptr ? 0 : running[(row + r) * c.log_det_stride]);
-    }
-  }
+  forward_blocks<T>(
+      c, first_row, last_row,
+      [&](const Tile<T>& tile, LogDet<T>* totals) { run.forward(tile, k, c.shift_first, totals); }, run.finish);
 }
 
 template <class T>
 void backward(const AffineCoupling& c, int64_t first_row, int64_t last_row) {
   const Kernels<T> run = kernels<T>(c);
   const Settings<T> k = settings<T>(c);
-  const auto* grad_log_det = static_cast<const T*>(c.log_det);
-  Tiles<T> tiles(c);
-  Vec<T> h[width<T>] = {};
-  const int64_t step = block_rows<T>(c);
-  for (int64_t row = first_row; row < last_row; row += step) {
-    const int64_t rows = smaller(step, last_row - row);
-    for (int64_t r = 0; r < rows && grad_log_det != nullptr; ++r) {
-      const T value = grad_log_det[(row + r) * c.log_det_stride];
-      if (tiles.lanes_are_rows) {
-        h[0][r] = value;
-      } else {
-        h[r] = splat(value);
-      }
-    }
-    tiles.for_each(row, rows, [&](const Tile<T>& tile, int64_t r) {
-      run.backward(tile, k, c.shift_first, c.from_input, h + r);
-    });
-  }
+  backward_blocks<T>(c, first_row, last_row, [&](const Tile<T>& tile, const Vec<T>* h) {
+    run.backward(tile, k, c.shift_first, c.from_input, h);
+  });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Strided storage of any dtype to and from the dense buffers that kernels compute on.
 #pragma once
 
-#include "cpu/affine_coupling.h"
+#include "cpu/row_op.h"
 #include "simd.h"
 
 namespace fastflow::FASTFLOW_ISA {

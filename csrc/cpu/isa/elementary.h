@@ -129,7 +129,8 @@ FASTFLOW_INLINE Vec<T> log(Split<T> x) {
   const Vec<T> exponent = large ? x.exponent + 1 : x.exponent;
   const Vec<T> f = (large ? x.mantissa * T(0.5) : x.mantissa) - 1, square = f * f;
   const Vec<T> p = polynomial(f, C::log) * (f * square) + exponent * C::ln_2_low;
-  return exponent < splat<T>(INFINITY) ? (f + (p - T(0.5) * square)) + exponent * C::ln_2_high : exponent;
+  const Lanes<T> finite = absolute<T>(exponent) < splat<T>(INFINITY);
+  return finite ? (f + (p - T(0.5) * square)) + exponent * C::ln_2_high : exponent;
 }
 
 // log(1 + x) / x for 0 <= x <= 1.

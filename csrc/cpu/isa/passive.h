@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "cpu/affine_coupling.h"
+#include "cpu/row_op.h"
 
 namespace fastflow::FASTFLOW_ISA {
 

@@ -170,7 +170,8 @@ FASTFLOW_INLINE Lanes<T> shift_right(Lanes<T> x, int count) {
   return (Lanes<T>)((UnsignedLanes<T>)x >> count);
 }
 
-// x = mantissa 2^exponent with 1 <= mantissa < 2, for normal x > 0. Infinity and NaN are their own mantissa or exponent.
+// x = mantissa 2^exponent with 1 <= mantissa < 2, for normal x > 0. Infinity and NaN are their own mantissa or exponent,
+// the exponent of 0 is -infinity.
 template <class T>
 struct Split {
   Vec<T> mantissa, exponent;
@@ -192,7 +193,7 @@ FASTFLOW_INLINE Split<T> split(Vec<T> x) {
   const Vec<T> mantissa = (Vec<T>)((bits & ~(Lanes<T>)splat<T>(INFINITY)) | one);
   const Vec<T> biased = (Vec<T>)(shift_right<T>(bits, mantissa_bits) | (Lanes<T>)splat<T>(whole));
   const Vec<T> exponent = biased - (whole + Register<T>::exponent_bias);
-  return {mantissa, finite ? exponent : x};  // of an infinity or NaN the exponent says so, as AVX-512's does
+  return {mantissa, finite ? (x == 0 ? splat<T>(-INFINITY) : exponent) : x};  // as AVX-512 has it
 #endif
 }
 

@@ -1,4 +1,4 @@
-// Cuts the rows of an AffineCoupling into tiles whose operands are dense vectors of the compute dtype.
+// Cuts the rows of a RowOp into tiles whose operands are dense vectors of the compute dtype.
 //
 // A tile is a box [outer, inner]. An operand with unit stride and the compute dtype is used where it lies; any other is
 // packed into a small buffer before the tile runs, or unpacked from one after it, so that the element formulas meet one
@@ -60,10 +60,8 @@ void accumulate(double* sum, double* lost, const T* from, const Box& box) {
 template <class T>
 class Tiles {
  public:
-  explicit Tiles(const AffineCoupling& c) : c_(c) {
-    int64_t elements = 1;
-    for (int d = 0; d < c.dims; ++d) elements *= c.size[d];
-    lanes_are_rows = elements < 16;
+  explicit Tiles(const RowOp& c) : c_(c) {
+    lanes_are_rows = elements_of_row(c) < 16;
     order_axes();
     for (int role = 0; role < ROLES; ++role) {
       if (c.operand[role].data == nullptr) continue;
@@ -191,7 +189,7 @@ class Tiles {
     }
   }
 
-  const AffineCoupling& c_;
+  const RowOp& c_;
   int order_[max_dims + 1];  // axes of the block from the innermost out: dims of a row, or row_axis
   Role present_[ROLES];
   int present_count_ = 0;
