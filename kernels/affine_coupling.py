@@ -23,7 +23,7 @@ from torch import Tensor
 from fastflow.ops.packing import empty_packed, unpack
 
 from .launch import column_reduction, multiprocessors, row_reduction
-from .layout import channel_index, offsets, plan, tile
+from .layout import channel_index, offsets, plan, row_align, tile
 from .numerics import tanh
 from .scale_map import ADDITIVE, scale_map
 
@@ -219,7 +219,7 @@ def affine_coupling_cuda(
             rows, x.stride(0), _first(scale), shift.stride(0), _first(log_det), z.stride(0),
             X_STRIDES=x_strides, SCALE_STRIDES=scale_strides, SHIFT_STRIDES=shift_strides, GAIN_STRIDES=gain_strides,
             MASK_STRIDES=mask_strides, Z_STRIDES=z_strides,
-            ROW_ALIGN=_row_align(x, scale, shift, z), SIZES=layout.sizes, CHANNEL=layout.channel,
+            ROW_ALIGN=row_align(x, scale, shift, z), SIZES=layout.sizes, CHANNEL=layout.channel,
             FEATURES=layout.features, START=layout.start, STEP=layout.step, ACTIVE=layout.active, KIND=kind, BIAS=bias,
             EPS=eps, CLAMP=clamp, SHIFT_FIRST=shift_first, INVERSE=inverse,
             BLOCK_ROWS=launch.block_rows, BLOCK_FEATURES=launch.block_features,
@@ -256,7 +256,7 @@ def affine_coupling_backward_cuda(
             SHIFT_STRIDES=shift_strides, GAIN_STRIDES=gain_strides, MASK_STRIDES=mask_strides,
             GRAD_X_STRIDES=grad_x_strides, GRAD_SCALE_STRIDES=grad_scale_strides,
             GRAD_SHIFT_STRIDES=grad_shift_strides, GRAD_GAIN_STRIDES=partial_strides,
-            ROW_ALIGN=_row_align(grad_z, saved, scale, shift, grad_x, grad_parameters),
+            ROW_ALIGN=row_align(grad_z, saved, scale, shift, grad_x, grad_parameters),
             SIZES=layout.sizes, CHANNEL=layout.channel, FEATURES=features, START=layout.start, STEP=layout.step,
             ACTIVE=layout.active, KIND=kind, BIAS=bias, EPS=eps, CLAMP=clamp, SHIFT_FIRST=shift_first,
             INVERSE=inverse, FROM_INPUT=from_input,
@@ -276,8 +276,3 @@ def _gain_strides(gain: Tensor | None, x: Tensor) -> tuple[int, ...] | None:
 
 def _first(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.stride(0)
-
-
-def _row_align(*tensors: Tensor | None) -> int:
-    """The power of two, at most 16 elements, that divides every row stride: what makes wide accesses provable."""
-    return math.gcd(16, *(tensor.stride(0) for tensor in tensors if tensor is not None))

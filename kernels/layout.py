@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def plan(shape: tuple[int, ...], start: int, step: int, active: int, *strides: t
     by_tensor = iter(zip(*by_dimension, strict=True))
     return Layout(sizes, channel.index(True), start, step, active,
                   tuple(None if each is None else next(by_tensor) for each in strides))
+
+
+def row_align(*tensors: Tensor | None) -> int:
+    """The power of two, at most 16 elements, that divides every row stride: what makes wide accesses provable."""
+    return math.gcd(16, *(tensor.stride(0) for tensor in tensors if tensor is not None))
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import triton
 
 from fastflow.bench.cases import SCALE_MAPS
 from fastflow.bench.machine_code import Launch, Resources, launches, resources
-from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda
+from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda, logit_backward_cuda, logit_cuda
 from fastflow.ops.scale_map import KINDS
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "resources.md"
@@ -109,6 +109,39 @@ class KernelCase:
             affine_coupling_cuda(x, scale, shift, gain, mask, log_det, *rest)
 
 
+@dataclass(frozen=True)
+class LogitCase(KernelCase):
+    """One launch of logit on x of `shape`; `kernel` is "logit forward", "logit inverse" or their backward."""
+
+    variant: str = "alpha=0.05"
+    layout: str = "contiguous"
+
+    @property
+    def form(self) -> str:
+        return self.variant
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("grad_z_ptr", "x_ptr") if "backward" in self.kernel else ("x_ptr",)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("grad_x_ptr",) if "backward" in self.kernel else ("z_ptr",)
+
+    def call(self) -> None:
+        """Calls the launcher on meta tensors."""
+        dtype = getattr(torch, self.dtype)
+        x = torch.empty(self.shape, dtype=dtype, device="meta")
+        if self.layout == "channels_last":
+            x = x.to(memory_format=torch.channels_last)
+        log_det = torch.empty(self.shape[0], dtype=torch.promote_types(dtype, torch.float32), device="meta")
+        inverse = "inverse" in self.kernel
+        if "backward" in self.kernel:
+            logit_backward_cuda(x, log_det, x, 0.05, inverse)
+        else:
+            logit_cuda(x, log_det, 0.05, inverse)
+
+
 _ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
 _IMAGE = (256, 32, 14, 14)
 CASES = (
@@ -124,6 +157,9 @@ CASES = (
       for layout in ("interleaved", "mask", "channels_last", "strided") for kernel in ("forward", "backward")),
     *(KernelCase("backward", "clamp_tanh", shift_first=shift_first, from_input=from_input)
       for shift_first, from_input in ((False, True), (True, False), (True, True))),
+    *(LogitCase(f"logit {kernel}", dtype=dtype) for kernel in ("forward", "inverse", "backward", "inverse backward")
+      for dtype in ("float32", "float64", "bfloat16")),
+    *(LogitCase(f"logit {kernel}", shape=_IMAGE, layout="channels_last") for kernel in ("forward", "backward")),
 )
 
 
@@ -181,7 +217,7 @@ Compiled by Triton {triton.__version__} without a GPU. `python -m fastflow.bench
 dtype: of x, + of scale and shift where it differs. tile: rows x features, warps. loads, stores: instructions on global
 memory x bits a thread moves; the narrow ones are row sums, log_det gradients, gains and masks. shared: bytes a program.
 
-| | kernel | scale map | dtype | x | tile | registers | loads | stores | shared |
+| | kernel | variant | dtype | x | tile | registers | loads | stores | shared |
 |---|---|---|---|---|---|---|---|---|---|
 """
 

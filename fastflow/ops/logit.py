@@ -59,11 +59,11 @@ def _fake(x, log_det, *settings):
 
 
 _forward = Op("logit", "(Tensor x, Tensor? log_det, float alpha, bool inverse) -> (Tensor, Tensor)",
-              reference=reference, fallback=_fallback, fake=_fake)
+              reference=reference, fallback=_fallback, fake=_fake, on_cuda="triton")
 _backward = Op("logit_backward",
                "(Tensor grad_z, Tensor? grad_log_det, Tensor x, float alpha, bool inverse) -> Tensor",
                reference=backward_reference, fallback=_backward_fallback,
-               fake=lambda grad_z, grad_log_det, x, *settings: torch.empty_like(x))
+               fake=lambda grad_z, grad_log_det, x, *settings: torch.empty_like(x), on_cuda="triton")
 
 
 class _Logit(torch.autograd.Function):
