@@ -244,6 +244,13 @@ def test_bad_scale_map(settings, message):
         ScaleMap(**settings)
 
 
+def test_a_loss_of_log_det_alone_survives_an_overflowing_output():
+    scale = torch.tensor([[200.0, 1.0]], requires_grad=True)
+    z, log_det = affine_coupling(torch.ones(1, 2), scale, torch.zeros(1, 2), scale_map=ScaleMap("exp"))
+    assert z.isinf().any()
+    torch.testing.assert_close(torch.autograd.grad(log_det.sum(), scale)[0], torch.ones(1, 2))
+
+
 def test_scalar_gain_serves_every_channel():
     inputs = make_inputs((4, 6), "tanh_gain", split="second", dtype=torch.float32)
     scalar, vector = (with_gain(inputs, gain) for gain in (torch.tensor(0.7), torch.full((3,), 0.7)))

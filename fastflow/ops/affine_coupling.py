@@ -175,8 +175,8 @@ class _AffineCoupling(torch.autograd.Function):
         scale, shift, gain, mask = rest
         if ctx.packing is not None:
             scale, shift = unpack(scale, ctx.packing)
-        if grad_z is None:
-            grad_z = torch.zeros_like(saved)
+        if grad_z is None:  # then the output does not count, not even where it overflowed: 0 times infinity is NaN
+            grad_z = saved = torch.zeros_like(saved)
         # Under create_graph=True the gradients themselves are differentiated: only the reference can be.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, saved.device.type)
