@@ -27,7 +27,7 @@ native: setup
 # The tests of the C++ kernels, at each instruction set, on a library with ASan and UBSan, which end the process at the
 # first report. The default is the best instruction set of this CPU.
 SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-    PYTHONPATH=build/sanitize/lib $(PYTEST) -p no:cacheprovider -q
+    PYTHONPATH=build/sanitize/lib $(PYTEST) -p no:cacheprovider -q --capture=sys
 sanitize: setup
 	CMAKE_ARGS="-DFASTFLOW_SANITIZE=address,undefined -DFASTFLOW_CUDA=OFF" $(BIN)/python setup.py -q \
 	    build --build-base build/sanitize --build-lib build/sanitize/lib

@@ -83,10 +83,10 @@ FASTFLOW_INLINE Reduced<T> reduce(Vec<T> x) {
   return {shifted, n, r - n * C::ln_2_low};
 }
 
-// 2^n for a normal one, by the bits of `shifted`.
+// 2^n for a normal one, by the bits of `shifted`. Unsigned, because those of a NaN overflow.
 template <class T>
-FASTFLOW_INLINE Vec<T> power(Lanes<T> shifted) {
-  return (Vec<T>)((shifted << Register<T>::mantissa_bits) + (Lanes<T>)splat<T>(1));
+FASTFLOW_INLINE Vec<T> power(UnsignedLanes<T> shifted) {
+  return (Vec<T>)((shifted << Register<T>::mantissa_bits) + (UnsignedLanes<T>)splat<T>(1));
 }
 
 // p 2^n, subnormal ones included.
@@ -99,7 +99,7 @@ FASTFLOW_INLINE Vec<T> scale_by_power(Vec<T> p, const Reduced<T>& x) {
     return _mm512_scalef_pd(p, x.n);
   }
 #else  // in two steps, so that the subnormal range is reached
-  const Lanes<T> whole = (Lanes<T>)x.shifted, half = shift_right<T>(whole, 1);
+  const UnsignedLanes<T> whole = (UnsignedLanes<T>)x.shifted, half = whole >> 1;
   return p * power<T>(half) * power<T>(whole - half);
 #endif
 }
@@ -145,7 +145,7 @@ FASTFLOW_INLINE Vec<T> tanh(Vec<T> x) {
   using C = Constants<T>;
   const Vec<T> size = absolute<T>(x);
   const Reduced<T> reduced = reduce<T>(at_most(2 * C::tanh_is_one, size + size));
-  const Vec<T> scale = power<T>((Lanes<T>)reduced.shifted), scaled = reduced.r * scale;
+  const Vec<T> scale = power<T>((UnsignedLanes<T>)reduced.shifted), scaled = reduced.r * scale;
   const Vec<T> most = scaled + (scale - 1), rest = polynomial(reduced.r, C::exp) * (reduced.r * scaled);
   const Vec<T> e = most + rest, denominator = e + 2;
   Vec<T> ratio = e / denominator;
