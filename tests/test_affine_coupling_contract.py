@@ -18,8 +18,8 @@ def schema_arguments(inputs: dict, inverse: bool) -> tuple:
     """The arguments of the registered op for those of the public function."""
     m, log_det = inputs["scale_map"], inputs["log_det"]
     x, scale, shift = inputs["x"], inputs["scale"], inputs["shift"]
-    _, start, step, gain, mask = _check("affine_coupling", x, m, inputs["active"], inputs["mask"], log_det)
-    return (x, scale, shift, gain, mask, log_det, start, step, m.index, m.bias, m.eps, m.clamp, m.shift_first, inverse)
+    _, gain, mask, settings = _check("affine_coupling", x, m, inputs["active"], inputs["mask"], log_det, inverse)
+    return x, scale, shift, gain, mask, log_det, *settings
 
 
 @pytest.mark.parametrize(

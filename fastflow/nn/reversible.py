@@ -183,8 +183,8 @@ def _drift(recomputed: Tensor, kept: Tensor) -> float:
     """|recomputed - kept| / |kept| in the Euclidean norm; NaN if either is not finite."""
     if kept.numel() == 0:
         return 0.0
-    size = torch.linalg.vector_norm(kept.double())
-    return float(torch.linalg.vector_norm(recomputed.double() - kept) / size.clamp_min(torch.finfo(torch.float64).tiny))
+    error, size = (torch.linalg.vector_norm(each, dtype=torch.float64) for each in (recomputed - kept, kept))
+    return float(error / size.clamp_min(torch.finfo(torch.float64).tiny))
 
 
 @torch.no_grad()

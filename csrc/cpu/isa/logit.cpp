@@ -19,28 +19,9 @@ struct Inverse {
 // Eight factors p (1 - p) stay inside the range of a float unless alpha lets p come close to 0.
 int interval(const Logit& op) { return op.inverse || op.alpha > 0x1p-13 ? 8 : 1; }
 
-template <class T>
+template <class T, class Direction>
 void forward_rows(Tile<T> tile, T alpha, int interval, LogDet<T>* log_det) {
-  LogDetAccumulator<T, Forward> total(interval);
-  for (int64_t o = 0; o < tile.outer; ++o) {
-    if (o == 0 || tile.outer_is_rows) total.start(tile.continues ? log_det + o : nullptr);
-    const TileRow<T> row = {tile, o};
-    const T* const x = row.at(X);
-    T* const z = row.at(Z);
-    row.template for_each_vector<false>([&](int64_t i, auto lanes) {
-      const Vec<T> p = lanes.read(x + i) * (1 - alpha) + alpha / 2, rest = 1 - p, factor = p * rest;
-      const Lanes<T> outside = factor < 0;
-      lanes.write(z + i, outside ? splat<T>(NAN) : log(split<T>(p / rest)));
-      total.add(Vec<T>{}, lanes.active(outside ? splat<T>(NAN) : factor, splat<T>(1)));
-    });
-    if (tile.outer_is_rows) total.finish(log_det[o]);
-  }
-  if (!tile.outer_is_rows) total.finish(log_det[0]);
-}
-
-template <class T>
-void inverse_rows(Tile<T> tile, T alpha, int interval, LogDet<T>* log_det) {
-  LogDetAccumulator<T, Inverse> total(interval);
+  LogDetAccumulator<T, Direction> total(interval);
   const T stretch = 1 / (1 - alpha);
   for (int64_t o = 0; o < tile.outer; ++o) {
     if (o == 0 || tile.outer_is_rows) total.start(tile.continues ? log_det + o : nullptr);
@@ -48,10 +29,17 @@ void inverse_rows(Tile<T> tile, T alpha, int interval, LogDet<T>* log_det) {
     const T* const x = row.at(X);
     T* const z = row.at(Z);
     row.template for_each_vector<false>([&](int64_t i, auto lanes) {
-      const Vec<T> v = lanes.read(x + i), e = exp_of_minus_absolute<T>(v);
-      const Vec<T> sigmoid = (v < 0 ? e : splat<T>(1)) / (e + 1);
-      lanes.write(z + i, (sigmoid - alpha / 2) * stretch);
-      total.add(lanes.active(minus_absolute<T>(v), Vec<T>{}), lanes.active(e, Vec<T>{}));
+      const Vec<T> v = lanes.read(x + i);
+      if constexpr (Direction::has_terms) {
+        const Vec<T> e = exp_of_minus_absolute<T>(v), sigmoid = (v < 0 ? e : splat<T>(1)) / (e + 1);
+        lanes.write(z + i, (sigmoid - alpha / 2) * stretch);
+        total.add(lanes.active(minus_absolute<T>(v), Vec<T>{}), lanes.active(e, Vec<T>{}));
+      } else {
+        const Vec<T> p = v * (1 - alpha) + alpha / 2, rest = 1 - p, factor = p * rest;
+        const Lanes<T> outside = factor < 0;
+        lanes.write(z + i, outside ? splat<T>(NAN) : log(split<T>(p / rest)));
+        total.add(Vec<T>{}, lanes.active(outside ? splat<T>(NAN) : factor, splat<T>(1)));
+      }
     });
     if (tile.outer_is_rows) total.finish(log_det[o]);
   }
@@ -87,17 +75,16 @@ void forward(const Logit& op, int64_t first_row, int64_t last_row) {
   const T alpha = static_cast<T>(op.alpha);
   const T contraction = static_cast<T>(elements_of_row(op) * log1p(-op.alpha));
   const int every = interval(op);
-  forward_blocks<T>(
-      op, first_row, last_row,
-      [&](const Tile<T>& tile, LogDet<T>* totals) {
-        op.inverse ? inverse_rows<T>(tile, alpha, every, totals) : forward_rows<T>(tile, alpha, every, totals);
-      },
-      [&](LogDet<T>* totals, bool lanes_are_rows) {
-        if (op.inverse) {
-          return value<T, Inverse>(lanes_are_rows ? totals[0] : join_lanes<T, Inverse>(totals), T(-2)) - contraction;
-        }
-        return value<T, Forward>(lanes_are_rows ? totals[0] : join_lanes<T, Forward>(totals), T(-1)) + contraction;
-      });
+  const auto walk = [&](auto direction, T sign, T constant) {
+    using Direction = decltype(direction);
+    forward_blocks<T>(
+        op, first_row, last_row,
+        [&](const Tile<T>& tile, LogDet<T>* totals) { forward_rows<T, Direction>(tile, alpha, every, totals); },
+        [&](LogDet<T>* totals, bool lanes_are_rows) {
+          return value<T, Direction>(lanes_are_rows ? totals[0] : join_lanes<T, Direction>(totals), sign) + constant;
+        });
+  };
+  op.inverse ? walk(Inverse{}, T(-2), -contraction) : walk(Forward{}, T(-1), contraction);
 }
 
 template <class T>
