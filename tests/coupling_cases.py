@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastflow.nn import Split
+from fastflow.nn import AffineCoupling, Split
 from fastflow.ops import ScaleMap
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -101,6 +101,16 @@ def make_inputs(shape, name, *, shift_first=False, split="all", dtype=torch.floa
         "mask": torch.rand(shape[1:]) < 0.5 if split == "mask" else None,
         "log_det": torch.randn(shape[0]).to(accumulate) if running else None,
     }
+
+
+def make_coupling(split: Split, shape: tuple, scale_map: ScaleMap | None = None, **settings) -> AffineCoupling:
+    """A coupling with a linear or convolutional conditioner whose outputs are of the size of 1."""
+    given = {} if scale_map is None else {"scale_map": scale_map}
+    parameters = 1 if scale_map is not None and scale_map.kind == "additive" else 2
+    sizes = split.passive_channels(shape[0]), parameters * split.active_channels(shape[0])
+    net = nn.Linear(*sizes) if len(shape) == 1 else nn.Conv2d(*sizes, 3, padding=1)
+    nn.init.normal_(net.weight, std=0.5)
+    return AffineCoupling(net, split, **given, **settings)
 
 
 def cast(inputs: dict, dtype: torch.dtype) -> dict:
