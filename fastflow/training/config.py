@@ -46,7 +46,7 @@ class ConvTrunk(Section):
     blocks: int = Field(4, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     alpha: float = Field(0.05, gt=0, lt=1)  # of the logit
-    reversible: bool = False  # less memory for about a third more time; see `FlowSequential`
+    reversible: bool = False  # less memory, more time; see `FlowSequential`
 
 
 class VectorTrunk(Section):
