@@ -8,11 +8,12 @@ import triton
 import triton.language as tl
 from triton_process import INTERPRETED
 
+from fastflow.bench import gate_cases
 from fastflow.bench import resources as gate
 from fastflow.bench.machine_code import Launch, launches, resources
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be compiled")
-CASE = gate.KernelCase("forward", "exp")
+CASE = gate_cases.CouplingCase("forward", "exp")
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -45,7 +46,7 @@ def test_a_good_kernel_passes(capability):
 
 
 def test_a_tile_that_spills_is_caught():
-    additive = gate.KernelCase("forward", "additive")
+    additive = gate_cases.CouplingCase("forward", "additive")
     found = [each.split()[0] for each in violations(launch(additive, BLOCK_ROWS=32, BLOCK_FEATURES=1024), additive)]
     assert {"registers", "stack", "spills"} <= set(found)
 
@@ -66,7 +67,7 @@ def test_float64_arithmetic_on_float32_data_is_caught():
 
 
 def test_a_missing_fused_multiply_add_is_caught():
-    used = resources(launch(gate.KernelCase("forward", "additive")), 90)
+    used = resources(launch(gate_cases.CouplingCase("forward", "additive")), 90)
     assert "no fused multiply-add, expected some" in gate.violations(CASE, launch(), used)
 
 
@@ -83,7 +84,7 @@ def test_recording_a_launch_runs_nothing_and_covers_every_kernel():
 
 
 def test_a_case_becomes_a_row_for_each_architecture():
-    rows, wrong = gate.measure(gate.KernelCase("backward", "exp"))
+    rows, wrong = gate.measure(gate_cases.CouplingCase("backward", "exp"))
     assert wrong == []
     assert [row.split(" | ")[:2] for row in rows] == [["| sm_80", "backward"], ["| sm_90", "backward"]]
 

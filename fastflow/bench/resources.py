@@ -12,155 +12,18 @@ import os
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 import triton
 
-from fastflow.bench.cases import SCALE_MAPS
+from fastflow.bench.gate_cases import CASES, KernelCase
 from fastflow.bench.machine_code import Launch, Resources, launches, resources
-from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda, logit_backward_cuda, logit_cuda
-from fastflow.ops.scale_map import KINDS
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "resources.md"
 CAPABILITIES = (80, 90)
-# 5 programs of 128 threads and 96 registers fit a multiprocessor, each with 12 KB of loads under way: twice what 4.3
-# TB/s over 132 multiprocessors needs at 700 ns. The gain's gradient, which loops, and float64 hold more values.
-REGISTERS, REGISTERS_GAIN, REGISTERS_DOUBLE = 96, 128, 168
 SHARED_BYTES = 4096
 NARROW = 3  # accesses below 128 bits: two rows' log_det and a gain or mask; one narrow main array would make four
-
-
-@dataclass(frozen=True)
-class KernelCase:
-    """One launch of affine_coupling on x of `shape`.
-
-    `variant` is a scale map of the benchmark, or "sigmoid eps=0" or "tanh gain". `parameters` is the dtype of scale and
-    shift where it is not x's. The halves of a packed tensor [B, 2 n_active, ...] are scale and shift.
-    """
-
-    kernel: str
-    variant: str
-    dtype: str = "float32"
-    shape: tuple[int, ...] = (65536, 784)
-    layout: str = "halves"
-    parameters: str | None = None
-    shift_first: bool = False
-    from_input: bool = False
-
-    @property
-    def registers(self) -> int:
-        if self.dtype == "float64":
-            return REGISTERS_DOUBLE
-        return REGISTERS_GAIN if self.kernel == "backward" and self.variant == "tanh gain" else REGISTERS
-
-    @property
-    def form(self) -> str:
-        """The variant and what else tells the kernel apart."""
-        return self.variant + ", shift first" * self.shift_first + ", from input" * self.from_input
-
-    @property
-    def wide(self) -> bool:
-        """Whether the layout lets every main array move 128 bits at a time."""
-        return self.layout != "strided"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The main arrays that the kernel reads."""
-        if self.kernel != "backward":
-            return "x_ptr", "scale_ptr", "shift_ptr"
-        return "grad_z_ptr", "saved_ptr", "scale_ptr", *(["shift_ptr"] if self.shift_first == self.from_input else [])
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return ("grad_x_ptr", "grad_scale_ptr", "grad_shift_ptr") if self.kernel == "backward" else ("z_ptr",)
-
-    def call(self) -> None:
-        """Calls the launcher on meta tensors."""
-        dtype, parameter_dtype = (getattr(torch, name) for name in (self.dtype, self.parameters or self.dtype))
-        reduced = torch.float64 if dtype == torch.float64 else torch.float32
-        rows, channels, *space = self.shape
-        everything = self.layout in ("mask", "all")
-        active = channels if everything else channels // 2
-        start, step = {"mask": (0, 1), "all": (0, 1), "interleaved": (1, 2)}.get(self.layout, (channels - active, 1))
-
-        def empty(*shape, dtype):
-            tensor = torch.empty(shape, dtype=dtype, device="meta")
-            return tensor.to(memory_format=torch.channels_last) if self.layout == "channels_last" else tensor
-
-        x, packed = empty(*self.shape, dtype=dtype), empty(rows, 2 * active, *space, dtype=parameter_dtype)
-        scale, shift = packed.chunk(2, 1)
-        if self.layout == "strided":
-            x = torch.empty((*self.shape, 2), dtype=dtype, device="meta")[..., 1]
-        name, _, option = self.variant.partition(" ")
-        settings = {"bias": 0.0, "eps": 0.0, "clamp": 1.0} | SCALE_MAPS[name]
-        if option == "eps=0":
-            settings["eps"] = 0.0
-        gain = torch.empty(active, dtype=reduced, device="meta") if option == "gain" else None
-        mask = torch.empty(self.shape[1:], dtype=torch.bool, device="meta") if self.layout == "mask" else None
-        log_det = torch.empty(rows, dtype=reduced, device="meta")
-        scale = None if name == "additive" else scale
-        rest = (start, step, KINDS.index(name), *settings.values(), self.shift_first, self.kernel == "inverse")
-        if self.kernel == "backward":
-            affine_coupling_backward_cuda(x, log_det, x, scale, shift, gain, mask, *rest, self.from_input, packing=0)
-        else:
-            affine_coupling_cuda(x, scale, shift, gain, mask, log_det, *rest)
-
-
-@dataclass(frozen=True)
-class LogitCase(KernelCase):
-    """One launch of logit on x of `shape`; `kernel` is "logit forward", "logit inverse" or their backward."""
-
-    variant: str = "alpha=0.05"
-    layout: str = "contiguous"
-
-    @property
-    def form(self) -> str:
-        return self.variant
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ("grad_z_ptr", "x_ptr") if "backward" in self.kernel else ("x_ptr",)
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return ("grad_x_ptr",) if "backward" in self.kernel else ("z_ptr",)
-
-    def call(self) -> None:
-        """Calls the launcher on meta tensors."""
-        dtype = getattr(torch, self.dtype)
-        x = torch.empty(self.shape, dtype=dtype, device="meta")
-        if self.layout == "channels_last":
-            x = x.to(memory_format=torch.channels_last)
-        log_det = torch.empty(self.shape[0], dtype=torch.promote_types(dtype, torch.float32), device="meta")
-        inverse = "inverse" in self.kernel
-        if "backward" in self.kernel:
-            logit_backward_cuda(x, log_det, x, 0.05, inverse)
-        else:
-            logit_cuda(x, log_det, 0.05, inverse)
-
-
-_ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
-_IMAGE = (256, 32, 14, 14)
-CASES = (
-    *(KernelCase(kernel, variant) for variant in _ALL_MAPS for kernel in ("forward", "inverse", "backward")
-      if (kernel, variant) != ("backward", "additive")),  # its gradients are views
-    *(KernelCase(kernel, variant, dtype, parameters=parameters)
-      for dtype, parameters in (("float64", None), ("bfloat16", None), ("float16", None), ("float32", "bfloat16"))
-      for kernel, variant in (("forward", "sigmoid"), ("backward", "sigmoid"), ("backward", "tanh gain"))),
-    *(KernelCase(kernel, "sigmoid", dtype, shape, layout)
-      for shape, layout in (((65536, 128), "halves"), ((64, 6144), "halves"), (_IMAGE, "halves"), (_IMAGE, "all"))
-      for dtype in ("float32", "bfloat16") for kernel in ("forward", "backward")),
-    *(KernelCase(kernel, "sigmoid", shape=_IMAGE, layout=layout)
-      for layout in ("interleaved", "mask", "channels_last", "strided") for kernel in ("forward", "backward")),
-    *(KernelCase("backward", "clamp_tanh", shift_first=shift_first, from_input=from_input)
-      for shift_first, from_input in ((False, True), (True, False), (True, True))),
-    *(LogitCase(f"logit {kernel}", dtype=dtype) for kernel in ("forward", "inverse", "backward", "inverse backward")
-      for dtype in ("float32", "float64", "bfloat16")),
-    *(LogitCase(f"logit {kernel}", shape=_IMAGE, layout="channels_last") for kernel in ("forward", "backward")),
-)
 
 
 def violations(case: KernelCase, launch: Launch, found: Resources) -> list[str]:
@@ -178,7 +41,7 @@ def violations(case: KernelCase, launch: Launch, found: Resources) -> list[str]:
                 wrong.append(f"{name} {_text(widths)}, expected at least {expected:g} x 128, at most {NARROW} narrower")
     if case.dtype != "float64" and found.double_arithmetic:
         wrong.append(f"{found.double_arithmetic} float64 instructions, expected none for {case.dtype}")
-    if case.variant != "additive" and not found.fused_multiply_adds:
+    if case.fuses and not found.fused_multiply_adds:
         wrong.append("no fused multiply-add, expected some")
     return wrong
 

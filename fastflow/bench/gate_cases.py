@@ -1,0 +1,172 @@
+"""What the gate compiles: launches of every Triton kernel on meta tensors, and what each should cost."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastflow.bench.cases import SCALE_MAPS
+from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda, logit_backward_cuda, logit_cuda
+from fastflow.ops.scale_map import KINDS
+
+# 5 programs of 128 threads and 96 registers fit a multiprocessor, each with 12 KB of loads under way: twice what 4.3
+# TB/s over 132 multiprocessors needs at 700 ns. The gain's gradient, which loops, and float64 hold more values.
+REGISTERS, REGISTERS_GAIN, REGISTERS_DOUBLE = 96, 128, 168
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One launch on x of `shape`, on which all main arrays of a `wide` layout must move 128 bits at a time."""
+
+    kernel: str
+    variant: str
+    dtype: str = "float32"
+    shape: tuple[int, ...] = (65536, 784)
+    layout: str = "contiguous"
+
+    parameters = None  # the dtype of the op's parameters where it is not x's
+
+    @property
+    def registers(self) -> int:
+        """The budget of a thread."""
+        return REGISTERS_DOUBLE if self.dtype == "float64" else REGISTERS
+
+    @property
+    def form(self) -> str:
+        """The variant and what else tells the kernel apart."""
+        return self.variant
+
+    @property
+    def wide(self) -> bool:
+        return self.layout != "strided"
+
+    @property
+    def fuses(self) -> bool:
+        """Whether its arithmetic has fused multiply-adds."""
+        return True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The main arrays that the kernel reads."""
+        raise NotImplementedError
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The main arrays that the kernel writes."""
+        raise NotImplementedError
+
+    def call(self) -> None:
+        """Calls the launcher on meta tensors."""
+        raise NotImplementedError
+
+    def empty(self, *shape: int, dtype: str | None = None) -> torch.Tensor:
+        """A meta tensor, by default of x's dtype, in the case's layout."""
+        dtype = getattr(torch, dtype or self.dtype)
+        if self.layout == "strided":
+            return torch.empty((*shape, 2), dtype=dtype, device="meta")[..., 1]
+        tensor = torch.empty(shape, dtype=dtype, device="meta")
+        return tensor.to(memory_format=torch.channels_last) if self.layout == "channels_last" else tensor
+
+    def reduced(self, *shape: int) -> torch.Tensor:
+        """A contiguous meta tensor in the dtype of reductions."""
+        dtype = torch.promote_types(getattr(torch, self.dtype), torch.float32)
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@dataclass(frozen=True)
+class CouplingCase(KernelCase):
+    """One launch of affine_coupling.
+
+    `variant` is a scale map of the benchmark, or "sigmoid eps=0" or "tanh gain". `parameters` is the dtype of scale and
+    shift where it is not x's. The halves of a packed tensor [B, 2 n_active, ...] are scale and shift.
+    """
+
+    layout: str = "halves"
+    parameters: str | None = None
+    shift_first: bool = False
+    from_input: bool = False
+
+    @property
+    def registers(self) -> int:
+        gains = self.dtype != "float64" and self.kernel == "backward" and self.variant == "tanh gain"
+        return REGISTERS_GAIN if gains else super().registers
+
+    @property
+    def form(self) -> str:
+        return self.variant + ", shift first" * self.shift_first + ", from input" * self.from_input
+
+    @property
+    def fuses(self) -> bool:
+        return self.variant != "additive"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        if self.kernel != "backward":
+            return "x_ptr", "scale_ptr", "shift_ptr"
+        return "grad_z_ptr", "saved_ptr", "scale_ptr", *(["shift_ptr"] if self.shift_first == self.from_input else [])
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("grad_x_ptr", "grad_scale_ptr", "grad_shift_ptr") if self.kernel == "backward" else ("z_ptr",)
+
+    def call(self) -> None:
+        rows, channels, *space = self.shape
+        everything = self.layout in ("mask", "all")
+        active = channels if everything else channels // 2
+        start, step = {"mask": (0, 1), "all": (0, 1), "interleaved": (1, 2)}.get(self.layout, (channels - active, 1))
+        x, parameters = self.empty(*self.shape), self.empty(rows, 2 * active, *space, dtype=self.parameters)
+        scale, shift = parameters.contiguous().chunk(2, 1) if self.layout == "strided" else parameters.chunk(2, 1)
+        name, _, option = self.variant.partition(" ")
+        settings = {"bias": 0.0, "eps": 0.0, "clamp": 1.0} | SCALE_MAPS[name]
+        if option == "eps=0":
+            settings["eps"] = 0.0
+        gain = self.reduced(active) if option == "gain" else None
+        mask = torch.empty(self.shape[1:], dtype=torch.bool, device="meta") if self.layout == "mask" else None
+        log_det = self.reduced(rows)
+        scale = None if name == "additive" else scale
+        rest = (start, step, KINDS.index(name), *settings.values(), self.shift_first, self.kernel == "inverse")
+        if self.kernel == "backward":
+            affine_coupling_backward_cuda(x, log_det, x, scale, shift, gain, mask, *rest, self.from_input, packing=0)
+        else:
+            affine_coupling_cuda(x, scale, shift, gain, mask, log_det, *rest)
+
+
+@dataclass(frozen=True)
+class LogitCase(KernelCase):
+    """One launch of logit; `kernel` is "logit forward", "logit inverse" or their backward."""
+
+    variant: str = "alpha=0.05"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("grad_z_ptr", "x_ptr") if "backward" in self.kernel else ("x_ptr",)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("grad_x_ptr",) if "backward" in self.kernel else ("z_ptr",)
+
+    def call(self) -> None:
+        x, log_det, inverse = self.empty(*self.shape), self.reduced(self.shape[0]), "inverse" in self.kernel
+        if "backward" in self.kernel:
+            logit_backward_cuda(x, log_det, x, 0.05, inverse)
+        else:
+            logit_cuda(x, log_det, 0.05, inverse)
+
+
+_ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
+_IMAGE = (256, 32, 14, 14)
+CASES = (
+    *(CouplingCase(kernel, variant) for variant in _ALL_MAPS for kernel in ("forward", "inverse", "backward")
+      if (kernel, variant) != ("backward", "additive")),  # its gradients are views
+    *(CouplingCase(kernel, variant, dtype, parameters=parameters)
+      for dtype, parameters in (("float64", None), ("bfloat16", None), ("float16", None), ("float32", "bfloat16"))
+      for kernel, variant in (("forward", "sigmoid"), ("backward", "sigmoid"), ("backward", "tanh gain"))),
+    *(CouplingCase(kernel, "sigmoid", dtype, shape, layout)
+      for shape, layout in (((65536, 128), "halves"), ((64, 6144), "halves"), (_IMAGE, "halves"), (_IMAGE, "all"))
+      for dtype in ("float32", "bfloat16") for kernel in ("forward", "backward")),
+    *(CouplingCase(kernel, "sigmoid", shape=_IMAGE, layout=layout)
+      for layout in ("interleaved", "mask", "channels_last", "strided") for kernel in ("forward", "backward")),
+    *(CouplingCase("backward", "clamp_tanh", shift_first=shift_first, from_input=from_input)
+      for shift_first, from_input in ((False, True), (True, False), (True, True))),
+    *(LogitCase(f"logit {kernel}", dtype=dtype) for kernel in ("forward", "inverse", "backward", "inverse backward")
+      for dtype in ("float32", "float64", "bfloat16")),
+    *(LogitCase(f"logit {kernel}", shape=_IMAGE, layout="channels_last") for kernel in ("forward", "backward")),
+)
