@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.nn.bijection import Bijection
-from fastflow.ops.channel_mix import PLU, channel_mix, plu
+from fastflow.ops.channel_map import PLU, plu
+from fastflow.ops.channel_mix import channel_mix
 
 KINDS = ("full", "plu")
 

@@ -2,7 +2,8 @@
 
 from fastflow.ops.act_norm import act_norm, act_norm_statistics
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
-from fastflow.ops.channel_mix import PLU, channel_mix, plu
+from fastflow.ops.channel_map import PLU, QR, Householder, plu
+from fastflow.ops.channel_mix import channel_mix
 from fastflow.ops.class_marginal import class_marginal
 from fastflow.ops.dequantize import dequantize, quantize
 from fastflow.ops.factor_out import factor_out, factor_out_inverse
@@ -16,8 +17,8 @@ from fastflow.ops.squeeze import squeeze
 from fastflow.ops.uniform_noise import uniform_noise
 
 __all__ = [
-    "PLU", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling", "affine_coupling_packed",
-    "channel_mix", "class_marginal", "dequantize", "factor_out", "factor_out_inverse", "flow_class_marginal",
-    "flow_class_scores", "gaussian_class_marginal", "gaussian_class_scores", "logit", "plu", "quantize", "squeeze",
-    "uniform_noise",
+    "PLU", "QR", "Householder", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling",
+    "affine_coupling_packed", "channel_mix", "class_marginal", "dequantize", "factor_out", "factor_out_inverse",
+    "flow_class_marginal", "flow_class_scores", "gaussian_class_marginal", "gaussian_class_scores", "logit", "plu",
+    "quantize", "squeeze", "uniform_noise",
 ]

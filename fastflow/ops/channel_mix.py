@@ -2,76 +2,165 @@
 
     log_det = pixels * log|det W|        x = W^-1 z
 
-W is dense, or given by its factors W = P L (U + diag(sign exp(log_scale))), whose log|det| is the sum of log_scale and
-whose inverse is two triangular solves. Determinant and inverse are computed in float64, once a call, whatever the
-number of rows. Glow (Kingma and Dhariwal 2018, arXiv 1807.03039, section 3.2).
+Any affine map of the channels goes through the same kernels, so that a normalisation beside a mix costs no pass of its
+own; x and z may be two tensors that share the channels, so that neither a split nor a merge around a coupling does.
+Determinant and inverse are computed in float64, once a call, whatever the number of rows. Glow (Kingma and Dhariwal
+2018, arXiv 1807.03039, section 3.2).
 """
 
 import math
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastflow.ops._checks import (
-    bad_dtype,
-    bad_shape,
-    check_device,
-    check_dims,
-    check_float,
-    compute_dtype,
-    start_log_det,
+from fastflow import _backend
+from fastflow.ops._checks import COMPUTE_DTYPE, check_dims, check_float, check_log_det
+from fastflow.ops._define import Op, under_transform
+from fastflow.ops.channel_map import ChannelMap, Weight, channel_map, check_weight
+from fastflow.ops.packing import empty_channels
+
+MOST_CHANNELS = 64  # of the kernels; above, the reference is a matrix product that keeps the vendor's library busy
+
+Parts = Tensor | tuple[Tensor, Tensor]
+
+
+def _join(x: Tensor, rest: Tensor | None) -> Tensor:
+    return x if rest is None else torch.cat([x, rest], 1)
+
+
+def reference(x: Tensor, rest: Tensor | None, matrix: Tensor, shift: Tensor | None, own: Tensor,
+              log_det: Tensor | None, split: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, in differentiable PyTorch.
+
+    x, rest   [B, n, *spatial] and, if there is a rest, [B, C - n, *spatial]: the first channels and the others
+    matrix    [C, C], shift [C] or None, in the compute dtype
+    own       [], what every row's log_det gets
+    split     0: z has all channels and the second result is empty; else how many of the first channels z has
+    """
+    joined = _join(x, rest)
+    v = joined.to(matrix.dtype)
+    # The state of a flow stays float32 where autocast runs its conditioners in 16 bits.
+    with torch.autocast(x.device.type, enabled=False):
+        if v.dim() == 2:
+            z = F.linear(v, matrix, shift)
+        else:
+            z = matrix @ v.flatten(2)
+            z = (z if shift is None else z + shift[:, None]).view(v.shape)
+    z, total = z.to(x.dtype), own.expand(x.shape[0]) if log_det is None else log_det + own
+    return (z[:, :split], z[:, split:], total) if split else (z, z.new_empty(0), total)
+
+
+def backward_reference(grad_z: Tensor, grad_rest: Tensor | None, x: Tensor, rest: Tensor | None, matrix: Tensor,
+                       ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and rest (empty if there is none), matrix and shift."""
+    v, g = (_join(*parts).to(matrix.dtype) for parts in ((x, rest), (grad_z, grad_rest)))
+    with torch.autocast(x.device.type, enabled=False):
+        grad_x = (g @ matrix if g.dim() == 2 else (matrix.T @ g.flatten(2)).view(g.shape)).to(x.dtype)
+        v, g = v.transpose(0, 1).flatten(1), g.transpose(0, 1).flatten(1)
+        grads = g @ v.T, g.sum(1)
+    if rest is None:
+        return grad_x, grad_x.new_empty(0), *grads
+    return *grad_x.split([x.shape[1], rest.shape[1]], 1), *grads
+
+
+def _fallback(x: Tensor, rest: Tensor | None, *args) -> tuple[Tensor, Tensor, Tensor]:
+    z, z_rest, total = reference(x, rest, *args)
+    return _laid_out(z, x), _laid_out(z_rest, x), total.clone()
+
+
+def _backward_fallback(grad_z, grad_rest, x, rest, matrix) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x, grad_x_rest, *grads = backward_reference(grad_z, grad_rest, x, rest, matrix)
+    return _laid_out(grad_x, x), _laid_out(grad_x_rest, x), *grads
+
+
+def _laid_out(z: Tensor, x: Tensor) -> Tensor:
+    return empty_channels(x, z.shape[1]).copy_(z) if z.dim() == x.dim() else z
+
+
+def _fake(x, rest, matrix, shift, own, log_det, split):
+    channels = matrix.shape[0]
+    z = empty_channels(x, split or channels)
+    return z, empty_channels(x, channels - split) if split else x.new_empty(0), matrix.new_empty(x.shape[0])
+
+
+def _backward_fake(grad_z, grad_rest, x, rest, matrix):
+    grad_rest = x.new_empty(0) if rest is None else empty_channels(x, rest.shape[1])
+    return empty_channels(x, x.shape[1]), grad_rest, torch.empty_like(matrix), matrix.new_empty(matrix.shape[0])
+
+
+_forward = Op(
+    "channel_mix",
+    "(Tensor x, Tensor? rest, Tensor matrix, Tensor? shift, Tensor own, Tensor? log_det, int split)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=reference, fallback=_fallback, fake=_fake, on_cuda="triton",
+)
+_backward = Op(
+    "channel_mix_backward",
+    "(Tensor grad_z, Tensor? grad_rest, Tensor x, Tensor? rest, Tensor matrix) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=backward_reference, fallback=_backward_fallback, fake=_backward_fake, on_cuda="triton",
 )
 
 
-class PLU(NamedTuple):
-    """The factors of a [C, C] matrix P L (U + diag(sign exp(log_scale)))."""
+class _ChannelMix(torch.autograd.Function):
+    """Saves the input."""
 
-    permutation: Tensor  # int64 [C]: row i of P M is row permutation[i] of M
-    lower: Tensor        # [C, C], read strictly below the diagonal; L has ones on it
-    upper: Tensor        # [C, C], read strictly above the diagonal
-    log_scale: Tensor    # [C], nats
-    sign: Tensor         # [C], +1 or -1
+    @staticmethod
+    def forward(ctx, x, rest, matrix, shift, own, log_det, split, backend):
+        ctx.split, ctx.backend = split, backend
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, rest, matrix)
+        z, z_rest, total = _forward.kernel(backend, x.device.type)(x, rest, matrix, shift, own, log_det, split)
+        if not split:
+            ctx.mark_non_differentiable(z_rest)
+        return z, z_rest, total
 
-
-def plu(matrix: Tensor) -> PLU:
-    """The factors of an invertible [C, C] matrix, float64; raises ValueError if it is singular."""
-    p, lower, upper = torch.linalg.lu(matrix.double())
-    diagonal = upper.diagonal()
-    if not bool((diagonal != 0).all()):
-        raise ValueError("plu: matrix is singular, expected an invertible one")
-    return PLU(p.argmax(1), lower.tril(-1), upper.triu(1), diagonal.abs().log(), diagonal.sign())
-
-
-def _triangles(factors: PLU) -> tuple[Tensor, Tensor]:
-    """L and U with their diagonals, float64."""
-    lower, upper, log_scale, sign = (value.double() for value in factors[1:])
-    unit = torch.eye(lower.shape[0], dtype=torch.float64, device=lower.device)
-    return lower.tril(-1) + unit, upper.triu(1) + unit * (sign * log_scale.exp())
-
-
-def matrix(weight: Tensor | PLU, inverse: bool) -> tuple[Tensor, Tensor]:
-    """(W or W^-1, its log|det|), in float64."""
-    if isinstance(weight, PLU):
-        lower, upper = _triangles(weight)
-        log_abs_det = weight.log_scale.double().sum()
-        if not inverse:
-            return (lower @ upper)[weight.permutation], log_abs_det
-        transposed = torch.eye(lower.shape[0], dtype=torch.float64, device=lower.device)[weight.permutation].T
-        solved = torch.linalg.solve_triangular(lower, transposed, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, solved, upper=True), -log_abs_det
-    weight = weight.double()
-    log_abs_det = torch.linalg.slogdet(weight).logabsdet
-    # inv_ex does not ask the device whether W was singular, which would be a synchronisation; log_det says it: -inf.
-    return (torch.linalg.inv_ex(weight).inverse, -log_abs_det) if inverse else (weight, log_abs_det)
+    @staticmethod
+    def backward(ctx, grad_z, grad_z_rest, grad_log_det):
+        x, rest, matrix = ctx.saved_tensors
+        grads = [None] * 4
+        channels = matrix.shape[0]
+        if grad_z is not None or grad_z_rest is not None:
+            grad_z = empty_channels(x, ctx.split or channels).zero_() if grad_z is None else grad_z
+            if ctx.split and grad_z_rest is None:
+                grad_z_rest = empty_channels(x, channels - ctx.split).zero_()
+            # Under create_graph=True the gradients themselves are differentiated: only the reference can be.
+            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, x.device.type)
+            grads = list(kernel(grad_z, grad_z_rest if ctx.split else None, x, rest, matrix))
+            grads = [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=False)]
+        grad_own = grad_log_det.sum() if ctx.needs_input_grad[4] and grad_log_det is not None else None
+        return *grads, grad_own, grad_log_det if ctx.needs_input_grad[5] else None, None, None
 
 
-def channel_mix(x: Tensor, weight: Tensor | PLU, *, log_det: Tensor | None = None, inverse: bool = False,
+def map_channels(x: Parts, given: ChannelMap, log_det: Tensor | None = None, split: int = 0) -> tuple[Parts, Tensor]:
+    """z = matrix x + shift on every pixel, and pixels * log|det| added to log_det; arguments are trusted.
+
+    x      [B, C, *spatial], or the pair (first channels, the others)
+    split  0: z is one tensor; else the pair whose first has that many channels
+    """
+    x, rest = x if isinstance(x, tuple) else (x, None)
+    dtype = COMPUTE_DTYPE[x.dtype]
+    matrix, shift, log_abs_det = (None if part is None else part.to(dtype) for part in given)
+    own = log_abs_det * math.prod(x.shape[2:])
+    backend = _backend.forced()
+    if backend == "reference" or under_transform() or matrix.shape[0] > MOST_CHANNELS:
+        z, z_rest, total = reference(x, rest, matrix, shift, own, log_det, split)
+    else:
+        tensors = (x, rest, matrix, shift, own, log_det)
+        if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
+            z, z_rest, total = _ChannelMix.apply(*tensors, split, backend)
+        else:
+            z, z_rest, total = _forward.kernel(backend, x.device.type)(*tensors, split)
+    return (z, z_rest) if split else z, total
+
+
+def channel_mix(x: Tensor, weight: Weight, *, log_det: Tensor | None = None, inverse: bool = False,
                 ) -> tuple[Tensor, Tensor]:
     """Multiplies the channels of every pixel by one matrix.
 
     x        [B, C, *spatial], 2 to 5 dims, float64/float32/bfloat16/float16
-    weight   [C, C], z_i = sum_j weight[i, j] x_j, or its `PLU` factors
+    weight   [C, C], z_i = sum_j weight[i, j] x_j, or its factors: `PLU`, `Householder` or `QR`
     log_det  [B] running log-determinant in nats, float32 (float64 for float64 x)
 
     Returns (z, log_det), z in x's dtype; `inverse=True` multiplies by the inverse matrix. A singular matrix gives
@@ -80,25 +169,7 @@ def channel_mix(x: Tensor, weight: Tensor | PLU, *, log_det: Tensor | None = Non
     op = "channel_mix"
     check_float(op, "x", x)
     check_dims(op, x)
-    channels = x.shape[1]
-    square, vector = (channels, channels), (channels,)
-    if isinstance(weight, PLU):
-        if weight.permutation.dtype != torch.int64:
-            raise bad_dtype(op, "weight.permutation", weight.permutation, torch.int64)
-        shapes = PLU(vector, square, square, vector, vector)
-        parts = {f"weight.{name}": value for name, value in weight._asdict().items()}
-    else:
-        check_float(op, "weight", weight)
-        shapes, parts = (square,), {"weight": weight}
-    for (name, value), shape in zip(parts.items(), shapes, strict=True):
-        if value.shape != shape:
-            raise bad_shape(op, name, value, shape, "to match the channels of x")
-    check_device(op, x, **parts)
-    start = start_log_det(op, x, log_det)
-    dtype = compute_dtype(x)
-    mixing, log_abs_det = matrix(weight, inverse)
-    mixing = mixing.to(dtype)
-    # The state of a flow stays float32 where autocast runs its conditioners in 16 bits.
-    with torch.autocast(x.device.type, enabled=False):
-        z = x.to(dtype) @ mixing.T if x.dim() == 2 else (mixing @ x.to(dtype).flatten(2)).view(x.shape)
-    return z.to(x.dtype), start + math.prod(x.shape[2:]) * log_abs_det.to(dtype)
+    check_weight(op, weight, x, x.shape[1])
+    if log_det is not None:
+        check_log_det(op, x, log_det)
+    return map_channels(x, channel_map(weight, inverse), log_det)

@@ -20,8 +20,13 @@ def pack(scale: Tensor, shift: Tensor, packing: int) -> Tensor:
 
 
 def empty_packed(scale: Tensor) -> Tensor:
-    """Uninitialised parameters whose scale looks like the given one: channels last where that one is, or contiguous."""
-    shape = (scale.shape[0], 2 * scale.shape[1], *scale.shape[2:])
-    channels_last = scale.dim() >= 4 and scale.stride(1) < scale.stride(-1)
-    layout = (torch.channels_last if scale.dim() == 4 else torch.channels_last_3d) if channels_last else None
-    return torch.empty(shape, dtype=scale.dtype, device=scale.device, memory_format=layout or torch.contiguous_format)
+    """Uninitialised parameters whose scale looks like the given one."""
+    return empty_channels(scale, 2 * scale.shape[1])
+
+
+def empty_channels(like: Tensor, channels: int) -> Tensor:
+    """Uninitialised [B, channels, *spatial]: channels last where `like` has them last, or contiguous."""
+    shape = (like.shape[0], channels, *like.shape[2:])
+    channels_last = like.dim() >= 4 and like.stride(1) < like.stride(-1)
+    layout = (torch.channels_last if like.dim() == 4 else torch.channels_last_3d) if channels_last else None
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout or torch.contiguous_format)
