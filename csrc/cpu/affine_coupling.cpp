@@ -120,22 +120,13 @@ void backward_with_gain(const AffineCoupling& c, Tensor& grad_gain) {
   }
 }
 
-// As fastflow.ops.packing.empty_packed.
-Tensor allocate_packed(const Tensor& scale) {
-  int64_t sizes[max_dims + 1];
-  std::copy(scale.sizes().begin(), scale.sizes().end(), sizes);
-  sizes[1] *= 2;
-  const bool channels_last = scale.dim() >= 4 && scale.stride(1) < scale.stride(scale.dim() - 1);
-  return allocate({sizes, static_cast<size_t>(scale.dim())}, native_dtype(scale), channels_last);
-}
-
 std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& grad_z, std::optional<Tensor> grad_log_det, const Tensor& saved, const Tensor& scale,
     const Tensor& shift, std::optional<Tensor> gain, std::optional<Tensor> mask, int64_t start, int64_t step,
     int64_t kind, double bias, double eps, double clamp, bool shift_first, bool inverse, bool from_input,
     int64_t packing) {
   Tensor grad_x = allocate_like(saved);
-  Tensor grad_parameters = allocate_packed(scale);
+  Tensor grad_parameters = allocate_channels(scale, 2 * scale.size(1));
   Tensor grad_gain = gain ? allocate_like(*gain) : allocate({0}, native_dtype(scale));
   if (shift.numel() == 0) {
     torch::stable::zero_(grad_gain);

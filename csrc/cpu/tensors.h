@@ -61,6 +61,16 @@ inline Tensor allocate_like(const Tensor& like) {
   return allocate(like.sizes(), native_dtype(like));
 }
 
+inline bool has_channels_last(const Tensor& x) { return x.dim() >= 4 && x.stride(1) < x.stride(x.dim() - 1); }
+
+// As fastflow.ops.packing.empty_channels.
+inline Tensor allocate_channels(const Tensor& like, int64_t channels) {
+  int64_t sizes[max_dims + 1];
+  std::copy(like.sizes().begin(), like.sizes().end(), sizes);
+  sizes[1] = channels;
+  return allocate({sizes, static_cast<size_t>(like.dim())}, native_dtype(like), has_channels_last(like));
+}
+
 // [B], in the dtype of log-determinants.
 inline Tensor allocate_log_det(const Tensor& x) {
   return allocate(x.sizes().slice(0, 1),

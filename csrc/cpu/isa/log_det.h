@@ -4,8 +4,6 @@
 // moved aside, so that it neither overflows nor underflows; terms are summed in parts of as many vectors.
 #pragma once
 
-#include <utility>
-
 #include "elementary.h"
 
 namespace fastflow::FASTFLOW_ISA {
@@ -101,21 +99,6 @@ inline Vec<T> value(const LogDet<T>& total, T sign) {
     log_det += sign * (small ? total.product * log1p_ratio<T>(total.product) : large);
   }
   return log_det;
-}
-
-template <class T>
-struct Pairs {
-  Vec<T> even, odd;
-};
-
-// The even and the odd lanes of [a, b].
-template <class T, int... lane>
-inline Pairs<T> pairs(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
-#if defined(__clang__)
-  return {__builtin_shufflevector(a, b, (2 * lane)...), __builtin_shufflevector(a, b, (2 * lane + 1)...)};
-#else  // GCC has the other only from 12 on
-  return {__builtin_shuffle(a, b, Lanes<T>{(2 * lane)...}), __builtin_shuffle(a, b, Lanes<T>{(2 * lane + 1)...})};
-#endif
 }
 
 // Lane r of the result is the total over the lanes of rows[r]: joins neighbouring lanes of two rows until one is left.

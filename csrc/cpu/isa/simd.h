@@ -17,6 +17,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 // The compiler would rather call exp from a loop that uses it twice, and the loop would lose its registers.
 #define FASTFLOW_INLINE inline __attribute__((always_inline))
 
@@ -194,6 +196,21 @@ FASTFLOW_INLINE Split<T> split(Vec<T> x) {
   const Vec<T> biased = (Vec<T>)(shift_right<T>(bits, mantissa_bits) | (Lanes<T>)splat<T>(whole));
   const Vec<T> exponent = biased - (whole + Register<T>::exponent_bias);
   return {mantissa, finite ? (x == 0 ? splat<T>(-INFINITY) : exponent) : x};  // as AVX-512 has it
+#endif
+}
+
+template <class T>
+struct Pairs {
+  Vec<T> even, odd;
+};
+
+// The even and the odd lanes of [a, b].
+template <class T, int... lane>
+FASTFLOW_INLINE Pairs<T> pairs(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return {__builtin_shufflevector(a, b, (2 * lane)...), __builtin_shufflevector(a, b, (2 * lane + 1)...)};
+#else  // GCC has the other only from 12 on
+  return {__builtin_shuffle(a, b, Lanes<T>{(2 * lane)...}), __builtin_shuffle(a, b, Lanes<T>{(2 * lane + 1)...})};
 #endif
 }
 

@@ -1,0 +1,43 @@
+// What the CPU kernels of channel_mix are given.
+#pragma once
+
+#include "cpu/row_op.h"
+
+namespace fastflow {
+
+constexpr int most_channels = 64;
+// Numbers of a tile of pixels, their channels rounded up to 16.
+constexpr int64_t tile_capacity = 16384;
+
+// Some channels of every pixel. Strides are in elements; that of the channels, or of the pixels, is 1.
+struct Channels {
+  char* data;
+  int64_t row_stride, channel_stride, pixel_stride;
+  int count;
+};
+
+// All channels of every pixel, in one tensor or two.
+struct Pixels {
+  Dtype dtype;
+  Channels part[2];
+};
+
+struct ChannelMix {
+  bool in_double;      // compute in double; otherwise in float, whatever the storage
+  bool channels_last;  // 1 is the stride of the channels, otherwise that of the pixels
+  int channels;
+  int64_t pixels, tile, tiles;  // of a row
+  Pixels x, z;                  // in backward grad_z and grad_x
+  const void* matrix;           // [channels, channels]
+  const void* shift;            // [channels], nullptr: 0
+
+  Pixels saved;  // backward: x
+  double* sums;  // backward: [channels, channels] of grad_matrix, then [channels] of grad_shift
+  void* lanes;   // backward: scratch for as many sums, channels rounded up to 4, of a vector each
+};
+
+}  // namespace fastflow
+
+// The unit of first_row and last_row is a tile.
+FASTFLOW_DECLARE_KERNEL(channel_mix, ChannelMix)
+FASTFLOW_DECLARE_KERNEL(channel_mix_backward, ChannelMix)

@@ -1,0 +1,52 @@
+// The inner loops of small matrix products, whose sums stay in registers.
+#pragma once
+
+#include <type_traits>
+
+#include "simd.h"
+
+namespace fastflow::FASTFLOW_ISA {
+
+// Sums of 12 rows and two vectors take 24 of 32 registers, those of 6 rows 12 of 16.
+constexpr int most_rows = register_bytes == 64 ? 12 : 6;
+
+template <int value>
+using Constant = std::integral_constant<int, value>;
+
+// Calls body(Constant<rows>, first) for parts of [0, count) of at most `most` rows.
+template <int most, class Body>
+FASTFLOW_INLINE void in_parts(int count, Body body, int first = 0) {
+  for (; count - first >= most; first += most) body(Constant<most>{}, first);
+  if constexpr (most > 1) in_parts<(most > 8 ? 8 : most > 4 ? 4 : most / 2)>(count, body, first);
+}
+
+// sum[m][v] += a(m, k) b(k, v) over k < depth.
+template <int rows, int vectors, class T, class A, class B>
+FASTFLOW_INLINE void multiply(Vec<T> (&sum)[rows][vectors], int64_t depth, A a, B b) {
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> right[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) right[v] = b(k, v);
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; ++m) {
+      const Vec<T> left = splat<T>(a(m, k));
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[m][v] += left * right[v];
+    }
+  }
+}
+
+// Lane r of the result is the sum over the lanes of rows[r].
+template <class T>
+FASTFLOW_INLINE Vec<T> lane_sums(Vec<T>* rows) {
+  constexpr std::make_integer_sequence<int, width<T>> lanes;
+  for (int count = width<T> / 2; count > 0; count /= 2) {
+    for (int i = 0; i < count; ++i) {
+      const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1], lanes);
+      rows[i] = joined.even + joined.odd;
+    }
+  }
+  return rows[0];
+}
+
+}  // namespace fastflow::FASTFLOW_ISA
