@@ -100,6 +100,8 @@ int64_t tiles_a_thread(const ChannelMix& op) {
   return std::max<int64_t>(1, grain / (op.channels * std::min(op.tile, op.pixels) * (1 + op.channels / 16)));
 }
 
+Tensor dense(const std::optional<Tensor>& value) { return value ? torch::stable::contiguous(*value) : Tensor(); }
+
 template <class T>
 void add_own(Tensor& total, const Tensor& own, const std::optional<Tensor>& log_det) {
   const T value = *static_cast<const T*>(own.data_ptr());
@@ -110,7 +112,7 @@ void add_own(Tensor& total, const Tensor& own, const std::optional<Tensor>& log_
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> rest, const Tensor& matrix,
-                                           std::optional<Tensor> shift, const Tensor& own,
+                                           std::optional<Tensor> center, std::optional<Tensor> shift, const Tensor& own,
                                            std::optional<Tensor> log_det, int64_t split) {
   const int64_t channels = matrix.size(0);
   Tensor z = allocate_channels(x, split ? split : channels);
@@ -118,10 +120,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor
   Tensor total = allocate_log_det(x);
   dtype_of(x) == float64 ? add_own<double>(total, own, log_det) : add_own<float>(total, own, log_det);
   if (x.numel() == 0) return {z, z_rest, total};
-  const Tensor entries = torch::stable::contiguous(matrix), dense_shift = shift ? torch::stable::contiguous(*shift) : matrix;
+  const Tensor entries = torch::stable::contiguous(matrix), dense_center = dense(center), dense_shift = dense(shift);
   Layout layout(x);
   const Pixels to = split ? layout.write(z, z_rest) : layout.write(z, {});
   ChannelMix op = layout.describe(entries, layout.read(x, rest), to, {});
+  if (center) op.center = dense_center.data_ptr();
   if (shift) op.shift = dense_shift.data_ptr();
   const auto kernel = FASTFLOW_KERNEL(channel_mix);
   torch::stable::parallel_for(0, layout.tiles(op), tiles_a_thread(op),
@@ -136,7 +139,8 @@ void narrow(const double* from, Tensor& to) {
 
 // Sums the parameters' gradients over fixed parts of the tiles: the same bits on any number of threads.
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_z, std::optional<Tensor> grad_rest,
-                                                    const Tensor& x, std::optional<Tensor> rest, const Tensor& matrix) {
+                                                    const Tensor& x, std::optional<Tensor> rest, const Tensor& matrix,
+                                                    std::optional<Tensor> center) {
   const int64_t channels = matrix.size(0), sums_of_part = channels * (channels + 1);
   Tensor grad_x = allocate_channels(x, x.size(1));
   Tensor grad_x_rest = rest ? allocate_channels(x, rest->size(1)) : allocate({0}, native_dtype(x));
@@ -145,10 +149,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_z, std::o
   if (x.numel() == 0) {
     return {grad_x, grad_x_rest, torch::stable::zero_(grad_matrix), torch::stable::zero_(grad_shift)};
   }
-  const Tensor entries = torch::stable::contiguous(matrix);
+  const Tensor entries = torch::stable::contiguous(matrix), dense_center = dense(center);
   Layout layout(x);
   const Pixels to = rest ? layout.write(grad_x, grad_x_rest) : layout.write(grad_x, {});
   ChannelMix op = layout.describe(entries, layout.read(grad_z, grad_rest), to, layout.read(x, rest));
+  if (center) op.center = dense_center.data_ptr();
   const int64_t tiles = layout.tiles(op);
   const int64_t part_tiles = std::max(8 * tiles_a_thread(op), 1 + (tiles - 1) / 256), parts = 1 + (tiles - 1) / part_tiles;
   std::vector<double> sums(parts * sums_of_part);

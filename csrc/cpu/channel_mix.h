@@ -29,7 +29,8 @@ struct ChannelMix {
   int64_t pixels, tile, tiles;  // of a row
   Pixels x, z;                  // in backward grad_z and grad_x
   const void* matrix;           // [channels, channels]
-  const void* shift;            // [channels], nullptr: 0
+  const void* center;           // [channels], subtracted from x; nullptr: 0
+  const void* shift;            // [channels], added to z; nullptr: 0
 
   Pixels saved;  // backward: x
   double* sums;  // backward: [channels, channels] of grad_matrix, then [channels] of grad_shift

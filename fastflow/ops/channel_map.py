@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastflow.ops._checks import bad_dtype, bad_shape, check_device, check_float
+from fastflow.ops.invert import invert
 
 
 class PLU(NamedTuple):
@@ -48,19 +49,26 @@ Weight = Tensor | PLU | Householder | QR
 
 
 class ChannelMap(NamedTuple):
-    """z = matrix x + shift on the channels of every pixel; float64."""
+    """z = matrix (x - center) + shift on the channels of every pixel; float64.
 
-    matrix: Tensor        # [C, C]
-    shift: Tensor | None  # [C]; None: 0
-    log_abs_det: Tensor   # [] of the matrix, nats
+    A center is subtracted before it is multiplied, so that data far from the origin keep their digits.
+    """
+
+    matrix: Tensor                # [C, C]
+    log_abs_det: Tensor           # [] of the matrix, nats
+    center: Tensor | None = None  # [C]
+    shift: Tensor | None = None   # [C]
 
     def then(self, other: ChannelMap) -> ChannelMap:
         """This map and after it the other."""
         shift = other.shift
-        if self.shift is not None:
-            moved = other.matrix @ self.shift
+        if self.shift is not None or other.center is not None:
+            between = -other.center if self.shift is None else self.shift
+            if self.shift is not None and other.center is not None:
+                between = self.shift - other.center
+            moved = other.matrix @ between
             shift = moved if shift is None else moved + shift
-        return ChannelMap(other.matrix @ self.matrix, shift, self.log_abs_det + other.log_abs_det)
+        return ChannelMap(other.matrix @ self.matrix, self.log_abs_det + other.log_abs_det, self.center, shift)
 
 
 def plu(matrix: Tensor) -> PLU:
@@ -99,34 +107,31 @@ def channel_map(weight: Weight, inverse: bool = False) -> ChannelMap:
         return _of_plu(weight, inverse)
     if isinstance(weight, Householder):
         reflected = _reflections(weight.vectors)
-        return ChannelMap(reflected.T if inverse else reflected, None, reflected.new_zeros(()))
+        return ChannelMap(reflected.T if inverse else reflected, reflected.new_zeros(()))
     if isinstance(weight, QR):
         return _of_qr(weight, inverse)
     weight = weight.double()
-    log_abs_det = torch.linalg.slogdet(weight).logabsdet
-    if not inverse:
-        return ChannelMap(weight, None, log_abs_det)
-    # inv_ex does not ask the device whether W was singular, which would be a synchronisation; log_det says it: -inf.
-    return ChannelMap(torch.linalg.inv_ex(weight).inverse, None, -log_abs_det)
+    inverted, log_abs_det = invert(weight)
+    return ChannelMap(inverted, -log_abs_det) if inverse else ChannelMap(weight, log_abs_det)
 
 
 def _of_plu(weight: PLU, inverse: bool) -> ChannelMap:
     lower, upper, log_scale, sign = (value.double() for value in weight[1:])
     unit = _unit(lower)
-    lower, upper = lower.tril(-1) + unit, upper.triu(1) + unit * (sign * log_scale.exp())
+    lower, upper = lower.tril(-1) + unit, upper.triu(1) + torch.diag(sign * log_scale.exp())
     if not inverse:
-        return ChannelMap((lower @ upper)[weight.permutation], None, log_scale.sum())
+        return ChannelMap((lower @ upper)[weight.permutation], log_scale.sum())
     solved = torch.linalg.solve_triangular(lower, unit[weight.permutation].T, upper=False, unitriangular=True)
-    return ChannelMap(torch.linalg.solve_triangular(upper, solved, upper=True), None, -log_scale.sum())
+    return ChannelMap(torch.linalg.solve_triangular(upper, solved, upper=True), -log_scale.sum())
 
 
 def _of_qr(weight: QR, inverse: bool) -> ChannelMap:
     reflected, scale = _reflections(weight.vectors), weight.scale.double()
-    upper = weight.upper.double().triu(1) + _unit(reflected) * scale
+    upper = weight.upper.double().triu(1) + torch.diag(scale)
     log_abs_det = scale.abs().log().sum()
     if inverse:
-        return ChannelMap(torch.linalg.solve_triangular(upper, reflected.T, upper=True), None, -log_abs_det)
-    return ChannelMap(reflected @ upper, None, log_abs_det)
+        return ChannelMap(torch.linalg.solve_triangular(upper, reflected.T, upper=True), -log_abs_det)
+    return ChannelMap(reflected @ upper, log_abs_det)
 
 
 def _reflections(vectors: Tensor) -> Tensor:

@@ -29,32 +29,38 @@ def _join(x: Tensor, rest: Tensor | None) -> Tensor:
     return x if rest is None else torch.cat([x, rest], 1)
 
 
-def reference(x: Tensor, rest: Tensor | None, matrix: Tensor, shift: Tensor | None, own: Tensor,
+def _per_channel(value: Tensor, x: Tensor) -> Tensor:
+    return value.view(-1, *[1] * (x.dim() - 2))
+
+
+def reference(x: Tensor, rest: Tensor | None, matrix: Tensor, center: Tensor | None, shift: Tensor | None, own: Tensor,
               log_det: Tensor | None, split: int) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in differentiable PyTorch.
 
     x, rest   [B, n, *spatial] and, if there is a rest, [B, C - n, *spatial]: the first channels and the others
-    matrix    [C, C], shift [C] or None, in the compute dtype
+    matrix    [C, C], in the compute dtype, as center and shift, [C] or None, are: z = matrix (x - center) + shift
     own       [], what every row's log_det gets
     split     0: z has all channels and the second result is empty; else how many of the first channels z has
     """
     joined = _join(x, rest)
     v = joined.to(matrix.dtype)
+    v = v if center is None else v - _per_channel(center, v)
     # The state of a flow stays float32 where autocast runs its conditioners in 16 bits.
     with torch.autocast(x.device.type, enabled=False):
         if v.dim() == 2:
             z = F.linear(v, matrix, shift)
         else:
-            z = matrix @ v.flatten(2)
-            z = (z if shift is None else z + shift[:, None]).view(v.shape)
+            z = (matrix @ v.flatten(2)).view(v.shape)
+            z = z if shift is None else z + _per_channel(shift, z)
     z, total = z.to(x.dtype), own.expand(x.shape[0]) if log_det is None else log_det + own
     return (z[:, :split], z[:, split:], total) if split else (z, z.new_empty(0), total)
 
 
 def backward_reference(grad_z: Tensor, grad_rest: Tensor | None, x: Tensor, rest: Tensor | None, matrix: Tensor,
-                       ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and rest (empty if there is none), matrix and shift."""
+                       center: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and rest (empty if there is none), matrix and shift; center's is -matrix^T times the last."""
     v, g = (_join(*parts).to(matrix.dtype) for parts in ((x, rest), (grad_z, grad_rest)))
+    v = v if center is None else v - _per_channel(center, v)
     with torch.autocast(x.device.type, enabled=False):
         grad_x = (g @ matrix if g.dim() == 2 else (matrix.T @ g.flatten(2)).view(g.shape)).to(x.dtype)
         v, g = v.transpose(0, 1).flatten(1), g.transpose(0, 1).flatten(1)
@@ -69,8 +75,8 @@ def _fallback(x: Tensor, rest: Tensor | None, *args) -> tuple[Tensor, Tensor, Te
     return _laid_out(z, x), _laid_out(z_rest, x), total.clone()
 
 
-def _backward_fallback(grad_z, grad_rest, x, rest, matrix) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_x_rest, *grads = backward_reference(grad_z, grad_rest, x, rest, matrix)
+def _backward_fallback(grad_z, grad_rest, x, *args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x, grad_x_rest, *grads = backward_reference(grad_z, grad_rest, x, *args)
     return _laid_out(grad_x, x), _laid_out(grad_x_rest, x), *grads
 
 
@@ -78,26 +84,27 @@ def _laid_out(z: Tensor, x: Tensor) -> Tensor:
     return empty_channels(x, z.shape[1]).copy_(z) if z.dim() == x.dim() else z
 
 
-def _fake(x, rest, matrix, shift, own, log_det, split):
+def _fake(x, rest, matrix, center, shift, own, log_det, split):
     channels = matrix.shape[0]
     z = empty_channels(x, split or channels)
     return z, empty_channels(x, channels - split) if split else x.new_empty(0), matrix.new_empty(x.shape[0])
 
 
-def _backward_fake(grad_z, grad_rest, x, rest, matrix):
+def _backward_fake(grad_z, grad_rest, x, rest, matrix, center):
     grad_rest = x.new_empty(0) if rest is None else empty_channels(x, rest.shape[1])
     return empty_channels(x, x.shape[1]), grad_rest, torch.empty_like(matrix), matrix.new_empty(matrix.shape[0])
 
 
 _forward = Op(
     "channel_mix",
-    "(Tensor x, Tensor? rest, Tensor matrix, Tensor? shift, Tensor own, Tensor? log_det, int split)"
+    "(Tensor x, Tensor? rest, Tensor matrix, Tensor? center, Tensor? shift, Tensor own, Tensor? log_det, int split)"
     " -> (Tensor, Tensor, Tensor)",
     reference=reference, fallback=_fallback, fake=_fake, on_cuda="triton",
 )
 _backward = Op(
     "channel_mix_backward",
-    "(Tensor grad_z, Tensor? grad_rest, Tensor x, Tensor? rest, Tensor matrix) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad_z, Tensor? grad_rest, Tensor x, Tensor? rest, Tensor matrix, Tensor? center)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     reference=backward_reference, fallback=_backward_fallback, fake=_backward_fake, on_cuda="triton",
 )
 
@@ -106,48 +113,50 @@ class _ChannelMix(torch.autograd.Function):
     """Saves the input."""
 
     @staticmethod
-    def forward(ctx, x, rest, matrix, shift, own, log_det, split, backend):
+    def forward(ctx, x, rest, matrix, center, shift, own, log_det, split, backend):
         ctx.split, ctx.backend = split, backend
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, rest, matrix)
-        z, z_rest, total = _forward.kernel(backend, x.device.type)(x, rest, matrix, shift, own, log_det, split)
+        ctx.save_for_backward(x, rest, matrix, center)
+        z, z_rest, total = _forward.kernel(backend, x.device.type)(x, rest, matrix, center, shift, own, log_det, split)
         if not split:
             ctx.mark_non_differentiable(z_rest)
         return z, z_rest, total
 
     @staticmethod
-    def backward(ctx, grad_z, grad_z_rest, grad_log_det):
-        x, rest, matrix = ctx.saved_tensors
-        grads = [None] * 4
-        channels = matrix.shape[0]
-        if grad_z is not None or grad_z_rest is not None:
-            grad_z = empty_channels(x, ctx.split or channels).zero_() if grad_z is None else grad_z
-            if ctx.split and grad_z_rest is None:
-                grad_z_rest = empty_channels(x, channels - ctx.split).zero_()
+    def backward(ctx, grad_z, grad_rest, grad_log_det):
+        x, rest, matrix, center = ctx.saved_tensors
+        split, needed = ctx.split, ctx.needs_input_grad
+        grads = [None] * 5
+        if grad_z is not None or grad_rest is not None:
+            channels = matrix.shape[0]
+            grad_z = empty_channels(x, split or channels).zero_() if grad_z is None else grad_z
+            if split and grad_rest is None:
+                grad_rest = empty_channels(x, channels - split).zero_()
             # Under create_graph=True the gradients themselves are differentiated: only the reference can be.
             differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
             kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, x.device.type)
-            grads = list(kernel(grad_z, grad_z_rest if ctx.split else None, x, rest, matrix))
-            grads = [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=False)]
-        grad_own = grad_log_det.sum() if ctx.needs_input_grad[4] and grad_log_det is not None else None
-        return *grads, grad_own, grad_log_det if ctx.needs_input_grad[5] else None, None, None
+            *found, grad_shift = kernel(grad_z, grad_rest if split else None, x, rest, matrix, center)
+            found += [-(matrix.T @ grad_shift) if needed[3] else None, grad_shift]
+            grads = [grad if need else None for grad, need in zip(found, needed, strict=False)]
+        grad_own = grad_log_det.sum() if needed[5] and grad_log_det is not None else None
+        return *grads, grad_own, grad_log_det if needed[6] else None, None, None
 
 
 def map_channels(x: Parts, given: ChannelMap, log_det: Tensor | None = None, split: int = 0) -> tuple[Parts, Tensor]:
-    """z = matrix x + shift on every pixel, and pixels * log|det| added to log_det; arguments are trusted.
+    """z = matrix (x - center) + shift on every pixel, and pixels * log|det| added to log_det; arguments are trusted.
 
     x      [B, C, *spatial], or the pair (first channels, the others)
     split  0: z is one tensor; else the pair whose first has that many channels
     """
     x, rest = x if isinstance(x, tuple) else (x, None)
     dtype = COMPUTE_DTYPE[x.dtype]
-    matrix, shift, log_abs_det = (None if part is None else part.to(dtype) for part in given)
+    matrix, log_abs_det, center, shift = (None if part is None else part.to(dtype) for part in given)
     own = log_abs_det * math.prod(x.shape[2:])
     backend = _backend.forced()
     if backend == "reference" or under_transform() or matrix.shape[0] > MOST_CHANNELS:
-        z, z_rest, total = reference(x, rest, matrix, shift, own, log_det, split)
+        z, z_rest, total = reference(x, rest, matrix, center, shift, own, log_det, split)
     else:
-        tensors = (x, rest, matrix, shift, own, log_det)
+        tensors = (x, rest, matrix, center, shift, own, log_det)
         if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
             z, z_rest, total = _ChannelMix.apply(*tensors, split, backend)
         else:

@@ -26,6 +26,17 @@ char* place(const Pixels& pixels, const Channels& part, const Tile& tile) {
   return part.data + (tile.row * part.row_stride + tile.pixel * part.pixel_stride) * bytes_of[pixels.dtype];
 }
 
+// A number for each channel, and zeros beyond them.
+template <class T>
+struct ChannelVector {
+  ChannelVector(const void* from, int channels) : given(from != nullptr) {
+    for (int n = 0; n < most_channels; ++n) of[n] = given && n < channels ? static_cast<const T*>(from)[n] : 0;
+  }
+
+  const bool given;
+  alignas(64) T of[most_channels];
+};
+
 // A tile with the pixels side by side: where each channel's lie, in the tensors or, in other storage, in a buffer.
 template <class T>
 class Planes {
@@ -59,15 +70,15 @@ class Planes {
   int channels_ = 0;
 };
 
-// A tile with the channels of a pixel side by side: in the tensor or, where that is two or of other storage or must be
-// padded with zeros to whole vectors, in a buffer.
+// A tile with the channels of a pixel side by side: in the tensor or, where that is two, or of other storage, or has to
+// be centered or padded with zeros to whole vectors, in a buffer.
 template <class T>
 class Lines {
  public:
-  Lines(const Pixels& pixels, const Tile& tile, int channels, bool padded, T* buffer)
-      : count(tile.count), pixels_(pixels), tile_(tile) {
+  Lines(const Pixels& pixels, const Tile& tile, int channels, const ChannelVector<T>& center, bool padded, T* buffer)
+      : count(tile.count), pixels_(pixels), tile_(tile), center_(center) {
     const bool whole = channels % width<T> == 0;
-    direct_ = pixels.dtype == native<T> && pixels.part[1].count == 0 && (whole || !padded);
+    direct_ = pixels.dtype == native<T> && pixels.part[1].count == 0 && (whole || !padded) && !center.given;
     data = direct_ ? reinterpret_cast<T*>(place(pixels, pixels.part[0], tile)) : buffer;
     pitch = direct_ ? pixels.part[0].pixel_stride : vectors_of<T>(channels) * width<T>;
     last_lanes = direct_ && !whole ? channels % width<T> : width<T>;
@@ -80,6 +91,9 @@ class Lines {
       for (const Channels& part : pixels_.part) {
         pack(to, pixel(part, p), pixels_.dtype, {1, part.count, 0, 1});
         to += part.count;
+      }
+      for (int64_t k = 0; k < pitch && center_.given; k += width<T>) {
+        store<T>(data + p * pitch + k, load(data + p * pitch + k) - load(center_.of + k));
       }
     }
   }
@@ -106,6 +120,7 @@ class Lines {
 
   const Pixels& pixels_;
   const Tile tile_;
+  const ChannelVector<T>& center_;
   bool direct_;
 };
 
@@ -114,7 +129,7 @@ class Lines {
 template <class T>
 class Matrix {
  public:
-  Matrix(const ChannelMix& op, bool transposed) : channels_(op.channels) {
+  Matrix(const ChannelMix& op, bool transposed) : channels_(op.channels), shift_(op.shift, op.channels) {
     const T* const from = static_cast<const T*>(op.matrix);
     const auto at = [&](int row, int column) {
       return transposed ? from[column * channels_ + row] : from[row * channels_ + column];
@@ -131,26 +146,23 @@ class Matrix {
         }
       });
     }
-    for (int n = 0; n < most_channels; ++n) {
-      shift_[n] = op.shift != nullptr && n < channels_ ? static_cast<const T*>(op.shift)[n] : 0;
-    }
   }
 
   // What the last vectors hold twice, where a row is no multiple of them, is computed twice.
-  void multiply_planes(const Planes<T>& x, const Planes<T>& z) const {
+  void multiply_planes(const Planes<T>& x, const ChannelVector<T>& center, const Planes<T>& z) const {
     const auto read = [](const T* from, int v) { return load(from + v * width<T>); };
     const auto write = [](T* to, Vec<T> value, int v) { store(to + v * width<T>, value); };
     for (int64_t p = 0; p < x.count;) {
       const int64_t left = x.count - p;
       if (left > width<T> && x.count >= 2 * width<T>) {
-        on_lanes<2>(x, z, smaller(p, x.count - 2 * width<T>), read, write);
+        on_lanes<2>(x, center, z, smaller(p, x.count - 2 * width<T>), read, write);
         p += 2 * width<T>;
       } else if (x.count >= width<T>) {
-        on_lanes<1>(x, z, smaller(p, x.count - width<T>), read, write);
+        on_lanes<1>(x, center, z, smaller(p, x.count - width<T>), read, write);
         p += width<T>;
       } else {
         const int lanes = static_cast<int>(left);
-        on_lanes<1>(x, z, p, [=](const T* from, int) { return load(from, lanes); },
+        on_lanes<1>(x, center, z, p, [=](const T* from, int) { return load(from, lanes); },
                     [=](T* to, Vec<T> value, int) { store(to, value, lanes); });
         p += lanes;
       }
@@ -174,17 +186,18 @@ class Matrix {
   int pitch() const { return vectors_of<T>(channels_) * width<T>; }
 
   template <int vectors, class Read, class Write>
-  FASTFLOW_INLINE void on_lanes(const Planes<T>& x, const Planes<T>& z, int64_t p, Read read, Write write) const {
+  FASTFLOW_INLINE void on_lanes(const Planes<T>& x, const ChannelVector<T>& center, const Planes<T>& z, int64_t p,
+                                Read read, Write write) const {
     in_parts<most_rows>(channels_, [&](auto outputs, int first) {
       constexpr int rows = outputs.value;
       const T* const part = entries_ + first * channels_;
       Vec<T> sum[rows][vectors];
       for (int m = 0; m < rows; ++m) {
-        for (int v = 0; v < vectors; ++v) sum[m][v] = splat<T>(shift_[first + m]);
+        for (int v = 0; v < vectors; ++v) sum[m][v] = splat<T>(shift_.of[first + m]);
       }
       multiply<rows, vectors, T>(
           sum, channels_, [&](int m, int64_t k) { return part[k * rows + m]; },
-          [&](int64_t k, int v) { return read(x.channel[k] + p, v); });
+          [&](int64_t k, int v) { return read(x.channel[k] + p, v) - splat(center.of[k]); });
       for (int m = 0; m < rows; ++m) {
         for (int v = 0; v < vectors; ++v) write(z.channel[first + m] + p, sum[m][v], v);
       }
@@ -198,7 +211,7 @@ class Matrix {
     T* const to = z.data + p * z.pitch + first * width<T>;
     Vec<T> sum[rows][vectors];
     for (int m = 0; m < rows; ++m) {
-      for (int v = 0; v < vectors; ++v) sum[m][v] = load(shift_ + (first + v) * width<T>);
+      for (int v = 0; v < vectors; ++v) sum[m][v] = load(shift_.of + (first + v) * width<T>);
     }
     multiply<rows, vectors, T>(
         sum, channels_, [&](int m, int64_t k) { return from[m * x_pitch + k]; },
@@ -213,7 +226,7 @@ class Matrix {
 
   int channels_;
   alignas(64) T entries_[most_channels * most_channels];
-  alignas(64) T shift_[most_channels];
+  ChannelVector<T> shift_;
 };
 
 // The gradients of matrix and shift. Numbers of T are summed up to 256 at a time, the rest in double.
@@ -226,7 +239,7 @@ class Sums {
 
   // Every lane sums for itself until `finish`, for joining lanes costs as much as many pixels. A block of the matrix has
   // as many entries as a vector has lanes.
-  void add(const Planes<T>& grad_z, const Planes<T>& x) {
+  void add(const Planes<T>& grad_z, const Planes<T>& x, const ChannelVector<T>& center) {
     Vec<T>* block = lanes_;
     for (int i = 0; i < channels_; i += rows) {
       for (int j = 0; j < channels_; j += columns, block += width<T>) {
@@ -234,7 +247,7 @@ class Sums {
         for (int n = 0; n < width<T>; ++n) sum[n] = pending_ > 0 ? block[n] : Vec<T>{};
         over_vectors(x.count, [&](int64_t p, auto read) {
           Vec<T> right[columns];
-          for (int n = 0; n < columns; ++n) right[n] = read(x.channel[inside(j + n)] + p);
+          for (int n = 0; n < columns; ++n) right[n] = read(x.channel[inside(j + n)] + p) - splat(center.of[inside(j + n)]);
           for (int m = 0; m < rows; ++m) {
             const Vec<T> left = read(grad_z.channel[inside(i + m)] + p);
             for (int n = 0; n < columns; ++n) sum[m * columns + n] += left * right[n];
@@ -336,17 +349,19 @@ template <class T>
 void forward(const ChannelMix& op, int64_t first, int64_t last) {
   alignas(64) T from[tile_capacity], to[tile_capacity];
   const Matrix<T> matrix(op, false);
+  const ChannelVector<T> center(op.center, op.channels), none(nullptr, op.channels);
   for (int64_t index = first; index < last; ++index) {
     const Tile tile = tile_of(op, index);
     if (op.channels_last) {
-      const Lines<T> x(op.x, tile, op.channels, false, from), z(op.z, tile, op.channels, false, to);
+      const Lines<T> x(op.x, tile, op.channels, center, false, from);
+      const Lines<T> z(op.z, tile, op.channels, none, false, to);
       x.read();
       matrix.multiply_lines(x, z);
       z.write();
     } else {
       const Planes<T> x(op.x, tile, from), z(op.z, tile, to);
       x.read();
-      matrix.multiply_planes(x, z);
+      matrix.multiply_planes(x, center, z);
       z.write();
     }
   }
@@ -356,12 +371,13 @@ template <class T>
 void backward(const ChannelMix& op, int64_t first, int64_t last) {
   alignas(64) T from[tile_capacity], to[tile_capacity], input[tile_capacity];
   const Matrix<T> transposed(op, true);
+  const ChannelVector<T> center(op.center, op.channels), none(nullptr, op.channels);
   Sums<T> sums(op);
   for (int64_t index = first; index < last; ++index) {
     const Tile tile = tile_of(op, index);
     if (op.channels_last) {
-      const Lines<T> grad_z(op.x, tile, op.channels, false, from), grad_x(op.z, tile, op.channels, false, to);
-      const Lines<T> x(op.saved, tile, op.channels, true, input);
+      const Lines<T> grad_z(op.x, tile, op.channels, none, false, from), grad_x(op.z, tile, op.channels, none, false, to);
+      const Lines<T> x(op.saved, tile, op.channels, center, true, input);
       grad_z.read();
       x.read();
       transposed.multiply_lines(grad_z, grad_x);
@@ -371,9 +387,9 @@ void backward(const ChannelMix& op, int64_t first, int64_t last) {
       const Planes<T> grad_z(op.x, tile, from), grad_x(op.z, tile, to), x(op.saved, tile, input);
       grad_z.read();
       x.read();
-      transposed.multiply_planes(grad_z, grad_x);
+      transposed.multiply_planes(grad_z, none, grad_x);
       grad_x.write();
-      sums.add(grad_z, x);
+      sums.add(grad_z, x, center);
     }
   }
   sums.finish();
