@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fastflow.nn.bijection import Bijection
 from fastflow.ops.act_norm import act_norm, act_norm_statistics
+from fastflow.ops.channel_map import ChannelMap
 
 
 class ActNorm(Bijection):
@@ -28,6 +29,13 @@ class ActNorm(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return act_norm(z, self.shift, self.log_scale, log_det=log_det, inverse=True)
+
+    def channel_map(self, inverse: bool) -> ChannelMap:
+        """The same as a map of the channels, in float64."""
+        shift, log_scale = self.shift.double(), self.log_scale.double()
+        if inverse:
+            return ChannelMap(torch.diag(torch.exp(-log_scale)), -log_scale.sum(), shift=shift)
+        return ChannelMap(torch.diag(log_scale.exp()), log_scale.sum(), center=shift)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if shape[0] != self.channels:

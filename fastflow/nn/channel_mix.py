@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.nn.bijection import Bijection
-from fastflow.ops.channel_map import PLU, plu
+from fastflow.ops.channel_map import PLU, ChannelMap, channel_map, plu
 from fastflow.ops.channel_mix import channel_mix
 
 KINDS = ("full", "plu")
@@ -51,6 +51,10 @@ class ChannelMix(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return channel_mix(z, self.mixing, log_det=log_det, inverse=True)
+
+    def channel_map(self, inverse: bool) -> ChannelMap:
+        """The same as a map of the channels, in float64."""
+        return channel_map(self.mixing, inverse)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if shape[0] != self.channels:

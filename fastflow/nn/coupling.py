@@ -82,9 +82,9 @@ class AffineCoupling(Bijection):
         with torch.enable_grad():
             made = self._condition(passive, context)
         with torch.no_grad():
-            x = leaf(self._transform(z, made, None, inverse=True)[0])
+            x = leaf(self._transform(z, self._active(z), made, None, inverse=True)[0])
         with torch.enable_grad():
-            outputs = self._transform(x, made, None, inverse=False)
+            outputs = self._transform(x, self._active(x), made, None, inverse=False)
         inputs = (x, passive, context, *parameters)
         grad_x, grad_passive, grad_context, *grads = gradients(outputs, (grad_z, grad_log_det), inputs)
         if self.scale_map.kind == "additive":
@@ -94,6 +94,16 @@ class AffineCoupling(Bijection):
         elif grad_passive is not None:
             self.split.passive_part(grad_x).add_(grad_passive)
         return x.detach(), grad_x, grad_context, grads
+
+    def couple_halves(
+        self, halves: tuple[Tensor, Tensor], context: Tensor | None, log_det: Tensor | None, inverse: bool
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """((first, second), log_det) for x or z in two tensors, the halves of a split in halves."""
+        first, second = halves
+        active_first = self.split.active == "first"
+        active, passive = (first, second) if active_first else (second, first)
+        active, log_det = self._transform(active, None, self._condition(passive, context), log_det, inverse)
+        return (active, passive) if active_first else (passive, active), log_det
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """`shape` itself; raises ValueError if the split does not fit samples of that shape."""
@@ -106,15 +116,18 @@ class AffineCoupling(Bijection):
         if x.dim() < 2:
             raise ValueError(f"AffineCoupling: x has shape {tuple(x.shape)}, expected [B, C, *spatial]")
         made = self._condition(self.split.passive_part(x, self.mask), context)
-        return self._transform(x, made, log_det, inverse)
+        return self._transform(x, self._active(x), made, log_det, inverse)
+
+    def _active(self, x: Tensor) -> slice | None:
+        return self.split.active_slice(x.shape[1])
 
     def _transform(
-        self, x: Tensor, made: Tensor | tuple[Tensor, Tensor], log_det: Tensor | None, inverse: bool
+        self, x: Tensor, active: slice | None, made: Tensor | tuple[Tensor, Tensor], log_det: Tensor | None,
+        inverse: bool,
     ) -> tuple[Tensor, Tensor]:
-        self._check_made(made, x)
+        self._check_made(made, x, active)
         scale_map = self.scale_map if self.gain is None else dataclasses.replace(self.scale_map, gain=self.gain)
-        settings = {"scale_map": scale_map, "active": self.split.active_slice(x.shape[1]), "mask": self.mask,
-                    "log_det": log_det, "inverse": inverse}
+        settings = {"scale_map": scale_map, "active": active, "mask": self.mask, "log_det": log_det, "inverse": inverse}
         if isinstance(made, tuple):
             return affine_coupling(x, *made, **settings)
         if scale_map.kind == "additive":
@@ -132,8 +145,8 @@ class AffineCoupling(Bijection):
                            "context); if it reads no context, build the coupling with conditional=False")
             raise
 
-    def _check_made(self, made: Tensor | tuple[Tensor, Tensor], x: Tensor) -> None:
-        count = self.split.active_channels(x.shape[1])
+    def _check_made(self, made: Tensor | tuple[Tensor, Tensor], x: Tensor, active: slice | None) -> None:
+        count = x.shape[1] if active is None else len(range(*active.indices(x.shape[1])))
         each = (x.shape[0], count, *x.shape[2:])
         additive = self.scale_map.kind == "additive"
         if isinstance(made, tuple) and not additive:

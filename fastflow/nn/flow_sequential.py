@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from fastflow.nn.bijection import Bijection
 from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.factor_out import FactorOut
+from fastflow.nn.fused import walk, whole
 from fastflow.nn.reversible import Segment
-from fastflow.ops._checks import start_log_det
+from fastflow.ops._checks import check_float, start_log_det
 from fastflow.ops._define import under_transform
 
 
@@ -75,14 +76,12 @@ class FlowSequential(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, self.shape)
         log_det = start_log_det("FlowSequential", x, log_det)
-        left = []
-        for layer in self._recorded(x, context, log_det):
-            if isinstance(layer, FactorOut):
-                aux, x = layer(x)
-                left.append(aux)
-            else:
-                x, log_det = layer(x, context, log_det)
-        return (torch.cat([*left, x.flatten(1)], dim=1) if left else x), log_det
+        left: list[Tensor] = []
+        state, log_det = walk(self._recorded(x, context, log_det), x, context, log_det, left)
+        if not left:
+            return whole(state), log_det
+        parts = state if isinstance(state, tuple) else (state,)
+        return torch.cat([*left, *(part.flatten(1) for part in parts)], dim=1), log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z, self.output_shape(self.shape))
@@ -91,30 +90,27 @@ class FlowSequential(Bijection):
         if self.leaving:
             *left, z = z.split([*self.leaving, math.prod(self.last_shape)], dim=1)
             z = z.reshape(z.shape[0], *self.last_shape)
-        for layer in reversed(self.layers):
-            if isinstance(layer, FactorOut):
-                z = layer.inverse(left.pop(), z)
-            else:
-                z, log_det = layer.inverse(z, context, log_det)
-        return z, log_det
+        state, log_det = walk(list(reversed(self.layers)), z, context, log_det, left, inverse=True)
+        return whole(state), log_det
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if tuple(shape) != self.shape:
             raise ValueError(f"it was built for samples of shape {self.shape}")
         return (math.prod(self.shape),) if self.leaving else self.last_shape
 
-    def _recorded(self, x: Tensor, context: Tensor | None, log_det: Tensor) -> Iterable[Callable]:
+    def _recorded(self, x: Tensor, context: Tensor | None, log_det: Tensor) -> Sequence:
         """What forward goes through: the layers; in reversible training, segments of them and FactorOuts."""
+        layers = list(self.layers)
         if not self.reversible or not torch.is_grad_enabled() or under_transform():
-            return self.layers
+            return layers
         inputs = (x, context, log_det, *self.parameters())
         if not any(each is not None and each.requires_grad for each in inputs):
-            return self.layers
+            return layers
         if x.dtype in (torch.bfloat16, torch.float16):
             raise TypeError(f"FlowSequential: reversible and x has dtype {x.dtype}, expected float32: states are "
                             "recomputed through inverses; 16-bit arithmetic belongs in conditioners, by autocast")
         parts: list[Segment | FactorOut] = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(layers):
             if isinstance(layer, FactorOut):
                 parts.append(layer)
             elif parts and isinstance(parts[-1], Segment) and len(parts[-1].layers) < self.keep_every:
@@ -124,6 +120,7 @@ class FlowSequential(Bijection):
         return parts
 
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+        check_float("FlowSequential", name, value)
         if value.dim() < 2 or tuple(value.shape[1:]) != shape:
             expected = ", ".join(map(str, ("B", *shape)))
             raise ValueError(f"FlowSequential: {name} has shape {tuple(value.shape)}, expected ({expected})")
