@@ -1,4 +1,4 @@
-"""SCNF-GLOW as the public code computes it, in plain PyTorch. `python benchmarks/scnf_reference.py` counts its kernels.
+"""SCNF-GLOW as the public code computes it, in plain PyTorch: what `benchmarks/scnf_step.py` measures against.
 
 Our own rewrite of the formulation of SamsungLabs/semi-supervised-NFs (the trunk `mnist-masked`, the head `cond-flow`,
 both with `full` convolutions): tensor operation for tensor operation what that code dispatches, redundant ones and
@@ -6,17 +6,12 @@ reads by the host included, under its names in the state_dict, so that `SCNF.fro
 same model. Nothing here uses fastflow, so that a mistake in a layer cannot hide in both. Two things differ: log|det| of
 a float64 weight stays float64, and norms that have not started from data are refused.
 
-What is counted: the ATen operators below autograd that compute or copy, which are what launches a kernel on a GPU. Left
-out are views, allocations and reads by the host (`_local_scalar_dense`). One operator may launch several kernels (LU,
-cuDNN's convolution and its bias); on a CUDA device the kernels themselves are counted too. The forward count starts at
-the images (trunk) or at [B, 196] latents and labels (head) and ends at log_det and z; the backward count is of the
-gradient of their plain sum for every parameter, and for the head's input. Counted so, the public code has 1279 and 1317
-operators in the trunk, 692 and 735 in one pass of the head; tests/test_scnf_reference.py holds these to 5 %.
+Kernels, counted by `benchmarks/scnf_kernels.py` as it says there: 1279 forward and 1328 backward in the trunk, 691 and
+739 in one pass of the head (torch 2.13); the counts known of the public code are 1279, 1317, 692 and 735.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 
@@ -24,9 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
-from torch.utils._python_dispatch import TorchDispatchMode
-
-PUBLISHED = {"trunk": (1279, 1317), "head": (692, 735)}
 
 
 class ActNorm(nn.Module):
@@ -257,72 +249,3 @@ def _residual_net(inputs: int, hidden: int, outputs: int, kernel: int) -> nn.Seq
 
 def _conv(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     return [nn.ReflectionPad2d(1)] * (kernel == 3) + [nn.Conv2d(inputs, outputs, kernel)]
-
-
-class OperatorCount(TorchDispatchMode):
-    """Counts the operators inside the block, as this file's header says."""
-
-    count = 0
-    _NO_KERNEL = ("aten::_local_scalar_dense", "aten::_unsafe_view", "aten::empty", "aten::new_empty")
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.count += not operator.is_view and not operator._schema.name.startswith(self._NO_KERNEL)
-        return operator(*args, **(kwargs or {}))
-
-
-def count_operators(call: Callable[[], tuple[Tensor, ...]], inputs: list[Tensor]) -> tuple[int, int]:
-    """(forward, backward) operators of call() and of the gradient of its outputs' sum for `inputs`."""
-    with OperatorCount() as forward:
-        outputs = call()
-    ones = [torch.ones_like(output) for output in outputs]
-    with OperatorCount() as backward:
-        torch.autograd.grad(outputs, inputs, ones)
-    return forward.count, backward.count
-
-
-def count_kernels(call: Callable[[], tuple[Tensor, ...]], inputs: list[Tensor]) -> tuple[int, int]:
-    """(forward, backward) kernels that these launch on a CUDA device, by its profiler."""
-    from torch.profiler import ProfilerActivity, profile
-
-    def launched(function: Callable) -> tuple[object, int]:
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            result = function()
-            torch.cuda.synchronize()
-        events = recorded.profiler.kineto_results.events()
-        return result, sum(event.device_type() == torch.autograd.DeviceType.CUDA and
-                           not event.name().startswith(("Memcpy", "Memset")) for event in events)
-
-    outputs, forward = launched(call)
-    ones = [torch.ones_like(output) for output in outputs]
-    return forward, launched(lambda: torch.autograd.grad(outputs, inputs, ones))[1]
-
-
-def counted_calls(model: SCNFReference, rows: int = 2) -> dict[str, tuple[Callable, list[Tensor]]]:
-    """The trunk and one pass of the head: what is called, and what its outputs are differentiated for."""
-    device = model.prior.deep_prior.mean.device
-    images = torch.rand(rows, 1, 28, 28, device=device)
-    labels = torch.arange(rows, device=device)
-    z = torch.randn(rows, model.prior.features, device=device, requires_grad=True)
-    return {
-        "trunk": (lambda: model.flow(images), _trained(model.flow)),
-        "head": (lambda: model.prior.flow(z, labels), [z, *_trained(model.prior.flow)]),
-    }
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    options = parser.parse_args()
-    for part, (call, inputs) in counted_calls(SCNFReference().to(options.device)).items():
-        operators = count_operators(call, inputs)
-        print(f"{part:5s}  {operators[0]} operators forward, {operators[1]} backward; public code {PUBLISHED[part]}")
-        if options.device == "cuda":
-            print(f"       {count_kernels(call, inputs)} kernels, forward and backward")
-
-
-if __name__ == "__main__":
-    main()

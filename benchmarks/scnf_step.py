@@ -1,7 +1,7 @@
 """What does a training step of SCNF-GLOW on MNIST cost? `python benchmarks/scnf_step.py [--device cuda]`.
 
-One step is noise, forward, loss with a third of the rows labelled, backward, and with --adamax the update. Three of them
-run interleaved, on the same weights, images and labels:
+One step is noise, forward, loss with a third of the rows labelled, backward, and with --adamax the update. Three of
+them run interleaved, on the same weights, images and labels:
 
     reference            benchmarks/scnf_reference.py and the public script's objective: one pass of the head over the
                          unlabelled rows with all classes, one over the labelled rows, one more over these with all
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--adamax", action="store_true", help="update the weights, as the public script does")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
-    parser.add_argument("--seconds", type=float, default=60, help="spent on timing (default 60)")
+    parser.add_argument("--seconds", type=float, default=30, help="spent on timing (default 30)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
     parser.add_argument("--commit", help="the commit of these sources for --json, where there is no .git")
     parser.add_argument("--default-malloc", action="store_true", help="keep the allocator as it is")

@@ -1,13 +1,15 @@
-"""The public formulation of benchmarks/ that speed is measured against: its size, its kernels, its numbers, its step."""
+"""The public formulation that speed is measured against: its size, its kernels, its numbers, its step."""
 
 import math
 
 import pytest
 import torch
 from reference_oracle import CLASSES, checkpoint, reference
-from scnf_reference import PUBLISHED, SCNFReference, count_operators, counted_calls
-from scnf_step import fastflow_loss, models, reference_loss
+from scnf_kernels import PUBLISHED, count_operators, counted_calls
+from scnf_reference import SCNFReference
+from scnf_step import fastflow_loss, models, reference_loss, training_step
 
+from fastflow.bench.timing import peak_memory
 from fastflow.models import SCNF
 
 
@@ -53,7 +55,17 @@ def test_both_losses_have_the_same_gradients():
     torch.testing.assert_close(first, public.flow.modules_[2].net[1].weight.grad)
 
 
-def test_norms_that_have_not_started_are_refused(mnist):
-    mnist.flow.modules_[3].requires_init.fill_(1)
+def test_a_reversible_step_needs_at_most_a_quarter_of_the_memory():
+    rivals, live = models("cpu"), {}
+    for name in ("reference", "fastflow reversible"):
+        model = rivals[name]
+        live[name] = peak_memory(training_step(model, 4, "cpu", "fp32", update=False))
+        assert all(each.grad.isfinite().all() for each in model.parameters() if each.requires_grad)
+    assert live["fastflow reversible"] <= live["reference"] / 4
+
+
+def test_norms_that_have_not_started_are_refused():
+    public = reference()
+    public.flow.modules_[3].requires_init.fill_(1)
     with pytest.raises(ValueError, match="requires_init is set, expected weights of norms that have started"):
-        mnist.flow(torch.rand(1, 1, 28, 28))
+        public.flow(torch.rand(1, 1, 8, 8).double())
