@@ -8,8 +8,9 @@ import argparse
 
 import torch
 from torch import nn
+from training_steps import compare
 
-from fastflow.bench.timing import measure, peak_memory, threads
+from fastflow.bench.timing import threads
 from fastflow.nn import AffineCoupling, FlowSequential, Split
 
 FEATURES, WIDTH, ROWS, KEEP_EVERY = 64, 128, 4096, 16
@@ -47,12 +48,11 @@ def main() -> None:
     with threads(options.threads):
         for depth in (4, 64):
             steps = {mode: training_step(depth, mode) for mode in MODES}
-            live = {mode: peak_memory(step) - known for mode, (step, known) in steps.items()}
-            timings, disturbance = measure({mode: step for mode, (step, _) in steps.items()}, options.seconds)
+            measured, disturbance = compare(steps, options.seconds)
             print(f"\n{depth} couplings, {options.threads} thread(s) {disturbance.reason}")
-            for mode, timing in timings.items():
-                ratio = timing.seconds / timings["recorded"].seconds
-                print(f"{mode:26s} {1e3 * timing.seconds:8.1f} ms  {ratio:5.2f} x  {live[mode] / 1e6:8.1f} MB live")
+            for mode, (timing, live) in measured.items():
+                ratio = timing.seconds / measured["recorded"].timing.seconds
+                print(f"{mode:26s} {1e3 * timing.seconds:8.1f} ms  {ratio:5.2f} x  {live / 1e6:8.1f} MB live")
 
 
 if __name__ == "__main__":
