@@ -1,13 +1,17 @@
-"""Channel mixing: values, determinants, exact inverses, both parametrisations."""
+"""Channel mixing: values, determinants, exact inverses, all parametrisations."""
+
+import math
 
 import pytest
 import torch
 from bijections import assert_inverts, assert_log_det, scatter
 from oracles import assert_three_way
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from fastflow.nn import ChannelMix
-from fastflow.ops import PLU, channel_mix, plu
+from fastflow.ops import PLU, QR, Householder, channel_mix, plu
+from fastflow.ops.invert import invert
+from fastflow.ops.invert import reference as invert_reference
 
 CHANNELS = [1, 2, 4, 8]
 
@@ -16,26 +20,30 @@ def _rotation(channels: int, dtype: torch.dtype = torch.float32) -> torch.Tensor
     return torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q.to(dtype)
 
 
+KINDS = ["full", "plu", "householder", "qr", "qr_abs"]
+
+
 def _mixed(channels: int, kind: str, dtype: torch.dtype) -> ChannelMix:
-    return scatter(ChannelMix(channels, kind, _rotation(channels)), 0.05).to(dtype)
+    layer = ChannelMix(channels, kind, _rotation(channels) if kind in ("full", "plu") else None)
+    return scatter(layer, 0.05).to(dtype)
 
 
 @pytest.mark.parametrize("spatial", [(), (7, 7), (2, 3, 2)], ids=str)
 @pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("kind", ["full", "plu"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_inverts(spatial, channels, kind, dtype):
     assert_inverts(_mixed(channels, kind, dtype), torch.randn(3, channels, *spatial, dtype=dtype))
 
 
-@pytest.mark.parametrize("kind", ["full", "plu"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_inverts_wide(kind, dtype):
     assert_inverts(_mixed(196, kind, dtype), torch.randn(5, 196, dtype=dtype))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-@pytest.mark.parametrize("kind", ["full", "plu"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_log_det_is_the_jacobian(channels, kind):
     assert_log_det(_mixed(channels, kind, torch.float64), torch.randn(2, channels, 2, 1, dtype=torch.float64))
 
@@ -84,6 +92,57 @@ def test_gradients(inverse):
     assert gradcheck(lambda x, *p: channel_mix(x, PLU(permutation, *p, sign.detach()), inverse=inverse), (x, *parts))
 
 
+def test_reflections():
+    vectors, x = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    expected = x
+    for v in vectors.flip(0):
+        expected = expected - 2 * (expected @ v / (v @ v))[:, None] * v
+    z, log_det = channel_mix(x, Householder(vectors))
+    torch.testing.assert_close(z, expected)
+    assert torch.equal(log_det, torch.zeros(5, dtype=torch.float64))
+    upper, scale = torch.randn(4, 4, dtype=torch.float64), torch.tensor([0.5, -2.0, 1.0, 3.0], dtype=torch.float64)
+    z, log_det = channel_mix(x, QR(vectors, upper, scale))
+    torch.testing.assert_close(z, channel_mix(x @ (upper.triu(1) + torch.diag(scale)).T, Householder(vectors))[0])
+    torch.testing.assert_close(log_det, torch.full((5,), 3.0, dtype=torch.float64).log())
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients_of_reflections(inverse):
+    x, vectors, upper, scale = (torch.randn(shape, dtype=torch.float64, requires_grad=True)
+                                for shape in ((2, 3, 2), (2, 3), (3, 3), 3))
+    assert gradcheck(lambda x, *p: channel_mix(x, QR(*p), inverse=inverse), (x, vectors, upper, scale))
+    assert gradcheck(lambda x, v: channel_mix(x, Householder(v), inverse=inverse), (x, vectors))
+
+
+def test_starts_of_the_factored_kinds():
+    """A rotation, a rotation that shrinks every axis to ln 2, and a rotation."""
+    x = torch.randn(3, 6)
+    for kind, log_scale in (("householder", 0.0), ("qr", math.log(math.log(2))), ("qr_abs", 0.0)):
+        z, log_det = ChannelMix(6, kind)(x)
+        torch.testing.assert_close(z.norm(dim=1), math.exp(log_scale) * x.norm(dim=1))
+        torch.testing.assert_close(log_det, torch.full((3,), 6 * log_scale))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 24, 64])
+def test_invert(size):
+    matrix = torch.randn(size, size, dtype=torch.float64, requires_grad=True)
+    found, expected = invert(matrix), invert_reference(matrix)
+    weights = tuple(torch.randn_like(each) for each in expected)
+    grads = [torch.autograd.grad(each, matrix, weights) for each in (found, expected)]
+    for ours, theirs in zip((*found, *grads[0]), (*expected, *grads[1]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8 * float(theirs.detach().abs().max()))
+    torch.library.opcheck(torch.ops.fastflow.invert.default, (matrix.detach().T,))
+    if size < 5:
+        assert gradgradcheck(invert, (matrix,))
+
+
+def test_invert_needs_pivots():
+    inverse, log_abs_det = invert(torch.tensor([[0.0, 2.0], [-4.0, 0.0]], dtype=torch.float64))
+    assert torch.equal(inverse, torch.tensor([[0.0, -0.25], [0.5, 0.0]], dtype=torch.float64))
+    assert log_abs_det == pytest.approx(math.log(8))
+    assert invert(torch.full((2, 2), float("nan"), dtype=torch.float64))[1].isnan()
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 @pytest.mark.parametrize("shape", [(3,), (3, 2, 2)], ids=str)
 def test_small_batches(rows, shape):
@@ -112,7 +171,15 @@ def test_bad_arguments():
         channel_mix(torch.zeros(2, 3), plu(torch.eye(2)))
     with pytest.raises(TypeError, match=r"channel_mix: weight\.permutation has dtype"):
         channel_mix(torch.zeros(2, 3), plu(torch.eye(3))._replace(permutation=torch.zeros(3)))
-    with pytest.raises(ValueError, match="ChannelMix: kind is 'qr', expected one of full, plu"):
-        ChannelMix(3, "qr")
+    with pytest.raises(ValueError, match="ChannelMix: kind is 'lu', expected one of full, plu, householder, qr"):
+        ChannelMix(3, "lu")
+    with pytest.raises(ValueError, match="ChannelMix: weight is given for kind 'qr', expected None"):
+        ChannelMix(3, "qr", torch.eye(3))
+    with pytest.raises(ValueError, match="ChannelMix: reflections is 2 for kind 'full', expected None"):
+        ChannelMix(3, reflections=2)
+    with pytest.raises(ValueError, match="ChannelMix: reflections is 0, expected at least 1"):
+        ChannelMix(3, "householder", reflections=0)
+    with pytest.raises(ValueError, match=r"channel_mix: weight\.vectors has shape \(2, 4\), expected \(2, 3\)"):
+        channel_mix(torch.zeros(2, 3), Householder(torch.ones(2, 4)))
     with pytest.raises(ValueError, match=r"ChannelMix: weight has shape \(2, 3\), expected \(3, 3\)"):
         ChannelMix(3, weight=torch.zeros(2, 3))
