@@ -1,13 +1,12 @@
-"""Affine maps of the channels of a pixel, z = W x + shift: how W is parametrised, inverted and composed, in float64.
+"""Affine maps of the channels of a pixel, z = W (x - center) + shift: how W is parametrised, inverted and composed.
 
-    dense         W itself                                          log|det W| by an LU factorisation
+    dense         W itself                                          log|det W| by elimination
     PLU           P L (U + diag(sign exp(log_scale)))               sum of log_scale
     Householder   H_1 ... H_n,  H = I - 2 v v^T / (v^T v + 1e-16)   0
     QR            H_1 ... H_n (U + diag(scale))                     sum of log|scale|
 
-Inverses of the factored forms are transposes and triangular solves. Everything here has C^2 numbers, whatever the
-number of rows. Glow (Kingma and Dhariwal 2018, arXiv 1807.03039, section 3.2), Emerging convolutions (Hoogeboom et al.
-2019, arXiv 1901.11137, section 4).
+Everything here is float64 and has C^2 numbers, whatever the number of rows. Glow (Kingma and Dhariwal 2018, arXiv
+1807.03039, section 3.2), Emerging convolutions (Hoogeboom et al. 2019, arXiv 1901.11137, section 4).
 """
 
 from __future__ import annotations
@@ -104,34 +103,21 @@ def check_weight(op: str, weight: object, x: Tensor, channels: int) -> None:
 def channel_map(weight: Weight, inverse: bool = False) -> ChannelMap:
     """z = W x, or x = W^-1 z, differentiable in the weight. A singular dense W gives log|det| -inf."""
     if isinstance(weight, PLU):
-        return _of_plu(weight, inverse)
-    if isinstance(weight, Householder):
-        reflected = _reflections(weight.vectors)
-        return ChannelMap(reflected.T if inverse else reflected, reflected.new_zeros(()))
-    if isinstance(weight, QR):
-        return _of_qr(weight, inverse)
-    weight = weight.double()
-    inverted, log_abs_det = invert(weight)
-    return ChannelMap(inverted, -log_abs_det) if inverse else ChannelMap(weight, log_abs_det)
-
-
-def _of_plu(weight: PLU, inverse: bool) -> ChannelMap:
-    lower, upper, log_scale, sign = (value.double() for value in weight[1:])
-    unit = _unit(lower)
-    lower, upper = lower.tril(-1) + unit, upper.triu(1) + torch.diag(sign * log_scale.exp())
-    if not inverse:
-        return ChannelMap((lower @ upper)[weight.permutation], log_scale.sum())
-    solved = torch.linalg.solve_triangular(lower, unit[weight.permutation].T, upper=False, unitriangular=True)
-    return ChannelMap(torch.linalg.solve_triangular(upper, solved, upper=True), -log_scale.sum())
-
-
-def _of_qr(weight: QR, inverse: bool) -> ChannelMap:
-    reflected, scale = _reflections(weight.vectors), weight.scale.double()
-    upper = weight.upper.double().triu(1) + torch.diag(scale)
-    log_abs_det = scale.abs().log().sum()
-    if inverse:
-        return ChannelMap(torch.linalg.solve_triangular(upper, reflected.T, upper=True), -log_abs_det)
-    return ChannelMap(reflected @ upper, log_abs_det)
+        lower, upper, log_scale, sign = (value.double() for value in weight[1:])
+        product = (lower.tril(-1) + _unit(lower)) @ (upper.triu(1) + torch.diag(sign * log_scale.exp()))
+        matrix, log_abs_det = product[weight.permutation], log_scale.sum()
+    elif isinstance(weight, Householder):
+        matrix = _reflections(weight.vectors)
+        return ChannelMap(matrix.T if inverse else matrix, matrix.new_zeros(()))
+    elif isinstance(weight, QR):
+        scale = weight.scale.double()
+        matrix = _reflections(weight.vectors) @ (weight.upper.double().triu(1) + torch.diag(scale))
+        log_abs_det = scale.abs().log().sum()
+    else:
+        matrix = weight.double()
+        inverted, log_abs_det = invert(matrix)
+        return ChannelMap(inverted, -log_abs_det) if inverse else ChannelMap(matrix, log_abs_det)
+    return ChannelMap(invert(matrix)[0], -log_abs_det) if inverse else ChannelMap(matrix, log_abs_det)
 
 
 def _reflections(vectors: Tensor) -> Tensor:
