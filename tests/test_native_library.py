@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastflow
 from fastflow import _library
 from fastflow.ops.gaussian_class_scores import reference
+from fastflow.ops.invert import invert
 
 ROOT = Path(fastflow.__file__).resolve().parent.parent
 LIBRARY = ROOT / "fastflow" / "_C.abi3.so"
@@ -105,17 +106,19 @@ def _resource_usage() -> str:
 
 def test_cuda_code_is_there_for_every_architecture():
     usage = _resource_usage()
-    assert re.findall(r"elf code:\n=+\narch = (\w+)", usage) == ["sm_80", "sm_90a", "sm_100"]
-    assert re.findall(r"ptx code:\n=+\narch = (\w+)", usage) == ["sm_100"]
+    sources = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    assert re.findall(r"elf code:\n=+\narch = (\w+)", usage) == ["sm_80", "sm_90a", "sm_100"] * sources
+    assert re.findall(r"ptx code:\n=+\narch = (\w+)", usage) == ["sm_100"] * sources
 
 
 def test_cuda_kernels_use_no_stack_and_few_registers():
     kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _resource_usage())
-    assert len(kernels) == 6  # one kernel, two dtypes, three architectures
+    assert len(kernels) == 9  # gaussian_class_scores for two dtypes and invert, on three architectures
     for name, registers, stack, shared, local in kernels:
         assert (int(stack), int(local)) == (0, 0), f"{name} spills"
-        assert int(registers) <= 48, f"{name}: five blocks of 256 threads no longer fit"
-        assert int(shared) <= 16 * 1024, name
+        one_block = "invert" in name
+        assert int(registers) <= (64 if one_block else 48), f"{name}: five blocks of 256 threads no longer fit"
+        assert int(shared) <= (36 if one_block else 16) * 1024, name
 
 
 @pytest.mark.skipif(shutil.which("g++-11") is None, reason="g++ 11, the oldest that serves, is not installed here")
@@ -128,24 +131,44 @@ def test_the_oldest_compiler_takes_the_cpu_kernels():
         assert done.returncode == 0, done.stderr
 
 
-def test_cuda_kernel_is_registered_under_the_schema_of_the_op():
+@pytest.mark.parametrize(("name", "shapes", "expected"), [
+    ("gaussian_class_scores", [(5, 4), (3, 4), (3, 4), (3,)], [(5, 3)]), ("invert", [(4, 4)], [(4, 4), ()])])
+def test_cuda_kernel_is_registered_under_the_schema_of_the_op(name, shapes, expected):
     require("nvcc")
-    op = torch.ops.fastflow_cuda.gaussian_class_scores.default
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("fastflow_cuda::gaussian_class_scores", "CUDA")
-    own = str(torch.ops.fastflow.gaussian_class_scores.default._schema)
+    op = getattr(torch.ops.fastflow_cuda, name).default
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_cuda::{name}", "CUDA")
+    own = str(getattr(torch.ops.fastflow, name).default._schema)
     assert str(op._schema) == own.replace("fastflow::", "fastflow_cuda::")
     with FakeTensorMode():
-        assert op(torch.empty(5, 4), torch.empty(3, 4), torch.empty(3, 4), torch.empty(3)).shape == (5, 3)
+        results = op(*(torch.empty(shape) for shape in shapes))
+    assert [tuple(each.shape) for each in (results if isinstance(results, tuple) else [results])] == expected
+
+
+def _on_the_host(name: str, folder: Path) -> ctypes.CDLL:
+    """A CUDA kernel's code compiled for the host, from tests/native."""
+    require("compiler")
+    path = folder / f"{name}.so"
+    subprocess.run([shutil.which("g++"), "-std=c++17", "-O2", "-shared", "-fPIC", "-pthread", f"-I{ROOT / 'csrc'}",
+                    "-o", path, ROOT / "tests" / "native" / f"{name}.cpp"], check=True)
+    return ctypes.CDLL(str(path))
 
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
-    """The CUDA kernel's tile code compiled for the host: called with Problem's fields, in order."""
-    require("compiler")
-    path = tmp_path_factory.mktemp("native") / "walk.so"
-    subprocess.run([shutil.which("g++"), "-std=c++17", "-O2", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}", "-o", path,
-                    ROOT / "tests" / "native" / "gaussian_class_scores.cpp"], check=True)
-    return ctypes.CDLL(str(path))
+    """Called with Problem's fields, in order."""
+    return _on_the_host("gaussian_class_scores", tmp_path_factory.mktemp("native"))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 24, 64])
+def test_a_block_of_threads_inverts(tmp_path, rows):
+    library = _on_the_host("invert", tmp_path)
+    library.invert_by_threads.restype = ctypes.c_double
+    matrix = torch.randn(rows, rows, dtype=torch.float64)
+    found = matrix.clone()
+    log_abs_det = library.invert_by_threads(ctypes.c_void_p(found.data_ptr()), rows, 2, 3)
+    inverse, expected = invert(matrix)
+    torch.testing.assert_close(found, inverse, rtol=1e-9, atol=1e-9 * float(inverse.abs().max()))
+    assert log_abs_det == pytest.approx(float(expected), abs=1e-9)
 
 
 def _problem(scalar: type) -> type:

@@ -5,11 +5,9 @@
 
 namespace fastflow {
 
-constexpr int most_rows_to_invert = 64;
-
 struct Invert {
   int rows;
-  double* matrix;        // [rows, rows], replaced by its inverse
+  double* matrix;  // [rows, rows], replaced by its inverse
   double* log_abs_det;
 };
 

@@ -26,15 +26,15 @@ def _fallback(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _forward = Op("invert", "(Tensor matrix) -> (Tensor, Tensor)", reference=reference, fallback=_fallback,
-              fake=lambda matrix: (matrix.new_empty(matrix.shape), matrix.new_empty(())))
+              fake=lambda matrix: (matrix.new_empty(matrix.shape), matrix.new_empty(())), on_cuda="cuda")
 
 
 class _Invert(torch.autograd.Function):
     """Saves the inverse."""
 
     @staticmethod
-    def forward(ctx, matrix):
-        inverse, log_abs_det = _forward.dispatch(matrix)
+    def forward(ctx, matrix, kernel):
+        inverse, log_abs_det = kernel(matrix)
         ctx.save_for_backward(inverse)
         ctx.set_materialize_grads(False)
         return inverse, log_abs_det
@@ -46,14 +46,16 @@ class _Invert(torch.autograd.Function):
         if grad_inverse is not None:
             of_inverse = inverse.T @ grad_inverse @ inverse.T
             grad = -of_inverse if grad is None else grad - of_inverse
-        return grad
+        return grad, None
 
 
 def invert(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """(M^-1, log|det M| in nats) of a float64 [C, C] matrix; -inf, and no inverse, if it is singular.
 
-    Whatever backend is forced, the dispatcher's kernel computes it: it is a part of other ops.
+    A part of other ops: where their backend is forced and has no kernel of this one, the dispatcher chooses.
     """
-    if _backend.forced() == "reference" or under_transform() or matrix.shape[0] > MOST_ROWS:
+    backend = _backend.forced()
+    if backend == "reference" or under_transform() or matrix.shape[0] > MOST_ROWS:
         return reference(matrix)
-    return _Invert.apply(matrix) if torch.is_grad_enabled() and matrix.requires_grad else _forward.dispatch(matrix)
+    kernel = _forward.kernel("cuda" if backend == "cuda" else None, matrix.device.type)
+    return _Invert.apply(matrix, kernel) if torch.is_grad_enabled() and matrix.requires_grad else kernel(matrix)
