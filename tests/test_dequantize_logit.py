@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracles import LAYOUTS, assert_three_way, relayout
@@ -23,29 +24,32 @@ def backend(request):
         yield request.param
 
 
-def formulas(x, noise, levels, alpha):
+def formulas(x, noise, levels, alpha, log=torch.log):
     """As a user of PyTorch writes them, in the dtype of the noise."""
-    v = (x.to(noise.dtype) + noise) / levels
+    v = (x + noise) / levels
     p = (1 - alpha) * v + alpha / 2
-    return torch.logit(p), (math.log(1 - alpha) - p.log() - (1 - p).log()).flatten(1).sum(1)
+    log_p, log_rest = log(p), log(1 - p)
+    return log_p - log_rest, (math.log1p(-alpha) - log_p - log_rest).reshape(len(x), -1).sum(1)
+
+
+def truth(x, noise, levels, alpha):
+    """In extended precision: at the ends of [0, 1] a rounding of v in float64 is as large as that of the kernel."""
+    exact = formulas(x.cpu().numpy(), noise.cpu().numpy().astype(np.longdouble), levels, alpha, np.log)
+    return [torch.from_numpy(value.astype(np.float64)).to(x.device) for value in exact]
 
 
 def check(x, levels, alpha, dtype, keyed):
-    """Three-way against float64, the noise being the same values."""
+    """Three-way, the noise being the same values."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
     rows = 2**32 - 2 + torch.arange(len(x))
     key = {**KEY, "rows": rows} if keyed else {}
     z, log_det = dequantize_logit(x, levels=levels, alpha=alpha, dtype=dtype, **key)
-    noise = torch.full(x.shape, 0.5)
-    if keyed:
-        noise = uniform_noise(x.shape, rows=rows, **KEY)
-    truth, single = formulas(x, noise.double(), levels, alpha), formulas(x, noise, levels, alpha)
-    if dtype == torch.float64:  # eager's rounding is float32's, 2^-29 times as large, and the truth has as much
-        single = [t + (s.double() - t) * 2.0**-28 for s, t in zip(single, truth, strict=True)]
-    assert z.dtype == dtype
+    noise = uniform_noise(x.shape, rows=rows, **KEY) if keyed else torch.full(x.shape, 0.5)
+    exact, eager = truth(x, noise, levels, alpha), formulas(x, noise.to(compute), levels, alpha)
+    assert (z.dtype, log_det.dtype) == (dtype, compute)
     assert z.is_contiguous()
-    assert log_det.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert_three_way(z, single[0].to(dtype), truth[0], name="z")
-    assert_three_way(log_det, single[1], truth[1], name="log_det")
+    assert_three_way(z, eager[0].to(dtype), exact[0], name="z")
+    assert_three_way(log_det, eager[1], exact[1], name="log_det")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
