@@ -35,6 +35,13 @@ class Layout:
         return math.prod(self.sizes)
 
 
+def check_features(shape: tuple[int, ...]) -> None:
+    """Raises ValueError for a row too long for the kernels' 32-bit numbers of features."""
+    if math.prod(shape) >= 2**31 - 2**16:
+        raise ValueError(f"Triton kernels: a row has shape {tuple(shape)}, {math.prod(shape)} features, expected fewer "
+                         "than 2**31 - 2**16")
+
+
 @lru_cache(maxsize=4096)
 def plan(shape: tuple[int, ...], start: int, step: int, active: int, *strides: tuple[int, ...] | None) -> Layout:
     """The layout for features of `shape` (C, *spatial), in the memory order of the first tensor of `strides`.
@@ -42,9 +49,7 @@ def plan(shape: tuple[int, ...], start: int, step: int, active: int, *strides: t
     A tensor that holds only the active channels gives its own stride between them. Raises ValueError for a row too long
     for the kernels' 32-bit numbers of features.
     """
-    if math.prod(shape) >= 2**31 - 2**16:
-        raise ValueError(f"Triton kernels: a row has shape {shape}, {math.prod(shape)} features, expected fewer than "
-                         "2**31 - 2**16")
+    check_features(shape)
     present = [each for each in strides if each is not None]
     all_active = active == shape[0]
     if all_active:

@@ -29,6 +29,14 @@ def _log_from_zero(p):
     return tl.where(p > 0, log(p), tl.where(p == 0, float("-inf"), float("nan")))
 
 
+@triton.jit
+def logit_forward(x, ALPHA: tl.constexpr):
+    """z, and what an element adds to log_det apart from the contraction."""
+    p = _contracted(x, ALPHA)
+    log_p, log_rest = _log_from_zero(p), _log_from_zero(1.0 - p)
+    return log_p - log_rest, -log_p - log_rest
+
+
 @triton.jit(do_not_specialize=["rows", "x_row_stride", "log_det_stride", "z_row_stride"])
 def logit_kernel(
     x_ptr, log_det_ptr, z_ptr, total_ptr, rows, x_row_stride, log_det_stride, z_row_stride,
@@ -56,10 +64,7 @@ def logit_kernel(
             z = (tl.where(x >= 0, larger, e * larger) - ALPHA / 2) * (1 / (1 - ALPHA))
             own = -tl.abs(x) - 2.0 * log1p(e)
         else:
-            p = _contracted(x, ALPHA)
-            log_p, log_rest = _log_from_zero(p), _log_from_zero(1.0 - p)
-            z = log_p - log_rest
-            own = -log_p - log_rest
+            z, own = logit_forward(x, ALPHA)
         log_det += tl.where(mask, own, 0.0)
         tl.store(z_tile, z, mask=mask)
     total = tl.sum(log_det, axis=1)

@@ -50,11 +50,12 @@ def relayout(x: Tensor, layout: str) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
     if layout == "transposed":
         return x.transpose(0, 1).contiguous().transpose(0, 1)
+    between = float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max
     if layout == "strided":
-        storage = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"))
+        storage = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), between)
         view = storage[..., 1::2]
     elif layout == "offset":
-        storage = x.new_full((x.numel() + 3,), float("nan"))
+        storage = x.new_full((x.numel() + 3,), between)
         view = storage[3:].view(x.shape)
     else:
         raise ValueError(f"relayout: unknown layout {layout!r}")

@@ -36,7 +36,9 @@ def test_providers_compute_the_same(case):
         lax = provider == "normflows" and case.variant == "sigmoid"
         tolerance = 1e-2 if lax else 4e-2 if case.dtype == "bfloat16" else 1e-5
         for index, (mine, theirs) in enumerate(zip(prepare(provider, case)(), expected, strict=True)):
-            assert mine.shape == theirs.shape
+            assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+            if case.variant == "noise":  # each draws its own
+                continue
             scaled_training = case.direction == "forward+backward" and case.variant != "additive"
             if provider == "normflows" and scaled_training and index == 1:
                 theirs = torch.stack(theirs.chunk(2, 1), 2).flatten(1, 2)  # its parameters are interleaved

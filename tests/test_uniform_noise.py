@@ -5,8 +5,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastflow._backend import backend as forced_backend
 from fastflow.ops import uniform_noise
-from fastflow.ops.uniform_noise import philox
+from fastflow.ops.uniform_noise import philox, reference
+
+
+@pytest.fixture
+def backend():
+    """The native library."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::uniform_noise", "CPU"):
+        pytest.skip("the native library is not built here")
+    with forced_backend("cpu"):
+        yield "cpu"
 
 
 # Known answers of Random123, the authors' own library (tests/kat_vectors, philox4x32 with 10 rounds).
@@ -19,6 +29,62 @@ from fastflow.ops.uniform_noise import philox
 def test_philox_known_answers(counter, key, words):
     given_counter = tuple(torch.tensor([word]) for word in counter)
     assert tuple(int(word) for word in philox(given_counter, key)) == words
+
+
+SEEDS = [0, 0x89ABCDEF, 0xFEDCBA9876543210, -1, 2**31]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 33, 127, 601])
+def test_kernels_draw_the_bits_of_the_definition(backend, width, dtype):
+    rows = torch.tensor([0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, -1, 7, 7, 3, 12345678901])
+    for seed, step in zip(SEEDS, [0, 1, 2**31, 2**32 - 1, 77], strict=True):
+        noise = uniform_noise((11, width), seed=seed, step=step, rows=rows, dtype=dtype)
+        expected = reference(torch.tensor((seed + 2**63) % 2**64 - 2**63), torch.tensor(step), rows, width, dtype)
+        assert noise.dtype == dtype
+        assert torch.equal(noise, expected)
+        held = {"seed": torch.tensor((seed + 2**63) % 2**64 - 2**63), "step": torch.tensor([step])}
+        assert torch.equal(noise, uniform_noise((11, width), rows=rows, dtype=dtype, **held))
+    spread = rows.repeat_interleave(3)[::3]
+    assert torch.equal(noise, uniform_noise((11, width), seed=seed, step=step, rows=spread, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0,), (3, 0), (3, 2, 0)], ids=str)
+def test_nothing_to_draw(backend, shape):
+    assert uniform_noise(shape, seed=0, step=0, rows=torch.arange(shape[0])).shape == shape
+
+
+def test_a_number_a_row(backend):
+    rows = torch.arange(3)
+    assert torch.equal(uniform_noise((3,), seed=1, step=2, rows=rows),
+                       uniform_noise((3, 5), seed=1, step=2, rows=rows)[:, 0])
+
+
+def test_many_threads_give_the_same_bits():
+    before, draws = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        draws.append(uniform_noise((3001, 70), seed=5, step=6, rows=torch.arange(3001)))
+    torch.set_num_threads(before)
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize(("rows", "elements"), [(4, 6), (3, 601), (0, 4), (4, 0)])
+def test_opcheck(rows, elements):
+    torch.library.opcheck(torch.ops.fastflow.uniform_noise.default,
+                          (torch.tensor(-5), torch.tensor(3), torch.arange(rows), elements, torch.float64))
+
+
+def test_compiles_into_one_graph():
+    torch.compiler.reset()
+
+    def draw(step, rows):
+        return uniform_noise((len(rows), 5), seed=2**63, step=step, rows=rows)
+
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager", dynamic=True)
+    for step, rows in ((3, torch.arange(4)), (4, torch.arange(7)), (torch.tensor(5), torch.arange(7))):
+        assert torch.equal(compiled(step, rows), draw(step, rows))
 
 
 @given(seed=st.integers(0, 2**64 - 1), step=st.integers(0, 2**32 - 1), cut=st.integers(0, 12), width=st.integers(0, 9))
@@ -72,3 +138,9 @@ def test_bad_arguments():
         uniform_noise((3, 2), seed=0, step=0, rows=[0, 1, 2])
     with pytest.raises(TypeError, match=r"uniform_noise: dtype is torch\.float16"):
         uniform_noise((3, 2), seed=0, step=0, rows=rows, dtype=torch.float16)
+    with pytest.raises(TypeError, match="uniform_noise: seed is float, expected an int or an integer Tensor"):
+        uniform_noise((3, 2), seed=0.5, step=0, rows=rows)
+    with pytest.raises(TypeError, match=r"uniform_noise: step has dtype torch\.float32, expected an integer dtype"):
+        uniform_noise((3, 2), seed=0, step=torch.tensor(1.0), rows=rows)
+    with pytest.raises(ValueError, match=r"uniform_noise: seed has shape \(2,\), expected one element"):
+        uniform_noise((3, 2), seed=torch.tensor([1, 2]), step=0, rows=rows)

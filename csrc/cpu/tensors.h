@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "instruction_set.h"
+#include "noise_key.h"
 #include "row_op.h"
 
 namespace fastflow {
@@ -51,6 +52,11 @@ inline int32_t native_dtype(const Tensor& tensor) {
   int32_t dtype;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   return dtype;
+}
+
+// The number that libtorch gives a dtype; its headers may give it another.
+inline int32_t native_dtype(torch::headeronly::ScalarType dtype) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
 }
 
 // As torch.empty_like.
@@ -119,6 +125,13 @@ inline void simplify(int& dims, int64_t* size, Operand* operand, int operands, i
     size[d] = sizes[d];
     for (int k = 0; k < operands; ++k) operand[k].stride[d] = strides[k][d];
   }
+}
+
+// seed and step hold one int64 each, rows [B].
+inline NoiseKey noise_key(const Tensor& seed, const Tensor& step, const Tensor& rows) {
+  const auto value = [](const Tensor& scalar) { return *static_cast<const int64_t*>(scalar.data_ptr()); };
+  return {static_cast<uint64_t>(value(seed)), static_cast<uint32_t>(value(step)),
+          static_cast<const int64_t*>(rows.data_ptr()), rows.stride(0)};
 }
 
 // Op is a RowOp; kernel(op, first_row, last_row) gets every row once.

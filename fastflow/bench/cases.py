@@ -76,6 +76,7 @@ class OpCases:
     quick: tuple[tuple[tuple[int, ...], str, str], ...]
     full: Callable[[Case], bool] = lambda case: case.dtype == "float32"
     targets: Callable[[Case], dict[str, float]] = lambda case: {}
+    dtypes: tuple[str, ...] = tuple(BYTES)
 
 
 # Scale maps of affine_coupling by their settings; "tanh" also learns a gain for each channel.
@@ -168,6 +169,8 @@ def _gaussian_class_scores_traffic(case: Case) -> tuple[int, int]:
     return width * (read + written), flops
 
 
+_NOISE_SHAPES = ((256, 1, 28, 28), (65536, 784))
+
 OPS = {
     # shape: the transformed half; x has twice its channels. Variant: the scale map
     "affine_coupling": OpCases(
@@ -205,13 +208,24 @@ OPS = {
         traffic=lambda case: _bijection_traffic(case, parameters=0, flops=9),
         quick=(((256, 1, 28, 28), "alpha=0.05", "forward"),),
     ),
+    # a uint8 in, z out; flops without the noise's
+    "dequantize_logit": OpCases(
+        shapes=_NOISE_SHAPES, variants=("noise", "middle"), directions=("forward",),
+        traffic=lambda case: ((1 + BYTES[case.dtype]) * case.elements + 4 * case.shape[0], 11 * case.elements),
+        quick=((_NOISE_SHAPES[0], "noise", "forward"),),
+    ),
+    "uniform_noise": OpCases(
+        shapes=_NOISE_SHAPES, variants=("noise",), directions=("forward",), dtypes=("float64", "float32"),
+        traffic=lambda case: (BYTES[case.dtype] * case.elements + 8 * case.shape[0], case.elements),
+        quick=((_NOISE_SHAPES[0], "noise", "forward"),),
+    ),
 }
 
 
 def every_case() -> Iterator[Case]:
     """All that can be asked for: op x shape x variant x direction x dtype."""
     for op, entry in OPS.items():
-        for dtype, shape, variant, direction in product(BYTES, entry.shapes, entry.variants, entry.directions):
+        for dtype, shape, variant, direction in product(entry.dtypes, entry.shapes, entry.variants, entry.directions):
             yield Case(op, shape, variant, direction, dtype)
 
 

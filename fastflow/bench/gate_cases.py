@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from fastflow.bench.cases import SCALE_MAPS
-from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda, logit_backward_cuda, logit_cuda
+from fastflow.kernels import (
+    affine_coupling_backward_cuda,
+    affine_coupling_cuda,
+    dequantize_logit_cuda,
+    logit_backward_cuda,
+    logit_cuda,
+    uniform_noise_cuda,
+)
 from fastflow.ops.scale_map import KINDS
 
 # 5 programs of 128 threads and 96 registers fit a multiprocessor, each with 12 KB of loads under way: twice what 4.3
@@ -23,6 +30,8 @@ class KernelCase:
     layout: str = "contiguous"
 
     parameters = None  # the dtype of the op's parameters where it is not x's
+    # Accesses below 128 bits: two rows' log_det and a gain or mask; one narrow main array would make four.
+    narrow = 3
 
     @property
     def registers(self) -> int:
@@ -151,6 +160,37 @@ class LogitCase(KernelCase):
             logit_cuda(x, log_det, 0.05, inverse)
 
 
+@dataclass(frozen=True)
+class NoiseCase(KernelCase):
+    """One launch of uniform_noise, or of dequantize_logit with noise ("keyed") or without ("middle").
+
+    Grey levels, a byte each, need no wide accesses.
+    """
+
+    variant: str = "keyed"
+
+    reads = ()
+    narrow = 5  # seed, step, two rows' indices, grey levels
+
+    @property
+    def fuses(self) -> bool:
+        return self.kernel == "dequantize_logit"
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("noise_ptr",) if self.kernel == "uniform_noise" else ("z_ptr",)
+
+    def call(self) -> None:
+        rows, features = self.shape
+        seed, step, index = (torch.empty(size, dtype=torch.int64, device="meta") for size in ((), (), rows))
+        dtype = getattr(torch, self.dtype)
+        if self.kernel == "uniform_noise":
+            uniform_noise_cuda(seed, step, index, features, dtype)
+        else:
+            key = (seed, step, index) if self.variant == "keyed" else (None, None, None)
+            dequantize_logit_cuda(self.empty(*self.shape, dtype="uint8"), *key, 256, 0.05, dtype)
+
+
 _ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
 _IMAGE = (256, 32, 14, 14)
 CASES = (
@@ -169,4 +209,9 @@ CASES = (
     *(LogitCase(f"logit {kernel}", dtype=dtype) for kernel in ("forward", "inverse", "backward", "inverse backward")
       for dtype in ("float32", "float64", "bfloat16")),
     *(LogitCase(f"logit {kernel}", shape=_IMAGE, layout="channels_last") for kernel in ("forward", "backward")),
+    *(NoiseCase("uniform_noise", dtype=dtype, shape=shape)
+      for dtype in ("float32", "float64") for shape in ((65536, 784), (256, 784))),
+    *(NoiseCase("dequantize_logit", variant, dtype)
+      for variant in ("keyed", "middle") for dtype in ("float32", "float64", "bfloat16")),
+    NoiseCase("dequantize_logit", shape=(64, 12288)),
 )

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 
 _TOOLS = Path(nvidia.__file__).parent / "bin"
 _POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-             torch.bool: "*i1"}
+             torch.bool: "*i1", torch.uint8: "*u8", torch.int64: "*i64"}
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
 
 

@@ -115,9 +115,50 @@ def _logit_eager(case: Case, given: Inputs) -> Callable:
     return inverse if _inverse(case) else forward
 
 
+def _rows(case: Case, device: str) -> Tensor:
+    return torch.arange(case.shape[0], device=device)
+
+
+def _noise_inputs(case: Case, provider: str, device: str) -> Inputs:
+    return Inputs((_rows(case, device),))
+
+
+def _noise(case: Case, given: Inputs) -> Callable:
+    return lambda rows: (ops.uniform_noise(case.shape, seed=0, step=1, rows=rows, dtype=case.torch_dtype),)
+
+
+def _noise_eager(case: Case, given: Inputs) -> Callable:
+    return lambda rows: (torch.rand(case.shape, device=rows.device, dtype=case.torch_dtype),)
+
+
+def _dequantize_logit_inputs(case: Case, provider: str, device: str) -> Inputs:
+    x = torch.randint(256, case.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Inputs((x.to(device), _rows(case, device)))
+
+
+def _dequantize_logit(case: Case, given: Inputs) -> Callable:
+    def call(x, rows):
+        key = {"seed": 0, "step": 1, "rows": rows} if case.variant == "noise" else {}
+        return ops.dequantize_logit(x, levels=256, alpha=0.05, dtype=case.torch_dtype, **key)
+
+    return call
+
+
+def _dequantize_logit_eager(case: Case, given: Inputs) -> Callable:
+    def call(x, rows):
+        noise = torch.rand(x.shape, device=x.device, dtype=case.torch_dtype) if case.variant == "noise" else 0.5
+        p = 0.95 * ((x + noise) / 256) + 0.025
+        return torch.logit(p), (log(0.95) - p.log() - (1 - p).log()).flatten(1).sum(1)
+
+    return call
+
+
 PROVIDERS = {
     "act_norm": OpProviders(_act_norm_inputs, {"fastflow": _act_norm, "eager": _act_norm_eager}),
     "channel_mix": OpProviders(_channel_mix_inputs, {"fastflow": _channel_mix, "eager": _channel_mix_eager}),
+    "dequantize_logit": OpProviders(
+        _dequantize_logit_inputs, {"fastflow": _dequantize_logit, "eager": _dequantize_logit_eager}),
     "gaussian_class_scores": OpProviders(_gaussian_inputs, {"fastflow": _gaussian, "eager": _gaussian_eager}),
     "logit": OpProviders(_logit_inputs, {"fastflow": _logit, "eager": _logit_eager}),
+    "uniform_noise": OpProviders(_noise_inputs, {"fastflow": _noise, "eager": _noise_eager}),
 }

@@ -21,7 +21,7 @@ from torch import Tensor
 import fastflow.ops
 from fastflow import _backend
 from fastflow.bench.cases import SCALE_MAPS
-from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores, logit
+from fastflow.ops import ScaleMap, affine_coupling, dequantize_logit, gaussian_class_scores, logit, uniform_noise
 from fastflow.ops._define import Op
 
 
@@ -96,6 +96,7 @@ DTYPES = {
     "float32 / bfloat16": (torch.float32, torch.bfloat16), "float32 / float16": (torch.float32, torch.float16),
     "bfloat16 / float32": (torch.bfloat16, torch.float32), "float64 / float32": (torch.float64, torch.float32),
 }
+_SINGLE_DTYPES = {name: both[0] for name, both in DTYPES.items() if "/" not in name}
 DIRECTIONS = ("forward", "inverse", "backward", "inverse backward")
 _ROWS, _CHANNELS, _SPACE = 5, 6, (3, 5)
 
@@ -105,6 +106,8 @@ def observe(device: str = "cpu") -> Iterator[Cell]:
     yield from observe_affine_coupling(device)
     yield from observe_gaussian_class_scores(device)
     yield from observe_logit(device)
+    yield from observe_dequantize_logit(device)
+    yield from observe_uniform_noise(device)
 
 
 def observe_affine_coupling(device: str = "cpu") -> Iterator[Cell]:
@@ -190,6 +193,29 @@ def observe_logit(device: str = "cpu") -> Iterator[Cell]:
         yield Cell("logit", "", layout, dtype, direction, backend)
 
 
+def observe_dequantize_logit(device: str = "cpu") -> Iterator[Cell]:
+    """Every layout, dtype of z, with noise and without, of uint8 and of other integers."""
+    layouts, integers = ("[B, D]", "[B, C, H, W]", *_PLACES), (torch.uint8, torch.int64)
+    for layout, dtype, keyed, integer in product(layouts, _SINGLE_DTYPES, (True, False), integers):
+        x = torch.randint(256, (_ROWS, _CHANNELS, *(() if layout == "[B, D]" else _SPACE)), device=device)
+        x = _PLACES.get(layout, Tensor.contiguous)(x.to(integer))
+        key = {"seed": 0, "rows": torch.arange(_ROWS, device=device)} if keyed else {}
+        with watch(device) as served:
+            dequantize_logit(x, levels=256, dtype=_SINGLE_DTYPES[dtype], **key)
+        variant = f"{str(integer).removeprefix('torch.')}, {'noise' if keyed else 'middle'}"
+        yield Cell("dequantize_logit", variant, layout, dtype, "forward", served["dequantize_logit"])
+
+
+def observe_uniform_noise(device: str = "cpu") -> Iterator[Cell]:
+    """Either dtype, key from the host and on the device."""
+    rows = torch.arange(_ROWS, device=device)
+    for dtype, step in product(("float64", "float32"), (0, torch.zeros((), dtype=torch.int64, device=device))):
+        with watch(device) as served:
+            uniform_noise((_ROWS, 7), seed=0, step=step, rows=rows, dtype=_SINGLE_DTYPES[dtype])
+        variant = "device step" if isinstance(step, Tensor) else "host step"
+        yield Cell("uniform_noise", variant, "[B, ...]", dtype, "forward", served["uniform_noise"])
+
+
 def markdown(cells: Iterable[Cell]) -> str:
     """A line for each op and layout, a column for each dtype of x (/ of its parameters). A cell names the backend of
     all variants and directions, or says which of them another one serves."""
@@ -205,6 +231,8 @@ def markdown(cells: Iterable[Cell]) -> str:
 
 
 def _summary(cells: list[Cell]) -> str:
+    if not cells:
+        return "-"
     kernels = Counter(cell.backend for cell in cells if cell.backend != "views")
     usual = kernels.most_common(1)[0][0]
     others = {f"{c.backend}: {c.variant} {c.direction}" for c in cells if c.backend not in (usual, "views")}

@@ -7,6 +7,7 @@ from fastflow.nn.class_prior import ClassPrior
 from fastflow.nn.conditioners import ConvResidualNet, ResidualMLP
 from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.dequantize import Dequantize
+from fastflow.nn.dequantize_logit import DequantizeLogit
 from fastflow.nn.diagonal_normal import DiagonalNormal
 from fastflow.nn.factor_out import FactorOut
 from fastflow.nn.flatten import Flatten
@@ -14,11 +15,12 @@ from fastflow.nn.flow_class_head import FlowClassHead
 from fastflow.nn.flow_sequential import FlowSequential
 from fastflow.nn.gaussian_class_head import GaussianClassHead
 from fastflow.nn.logit import Logit
+from fastflow.nn.noise_stream import NoiseStream
 from fastflow.nn.split import Split
 from fastflow.nn.squeeze import Squeeze
 
 __all__ = [
     "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
-    "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead", "Logit",
-    "ResidualMLP", "Split", "Squeeze",
+    "DequantizeLogit", "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead",
+    "Logit", "NoiseStream", "ResidualMLP", "Split", "Squeeze",
 ]

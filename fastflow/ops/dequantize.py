@@ -25,8 +25,7 @@ def dequantize(x: Tensor, noise: Tensor | None = None, *, levels: int, dtype: to
     op = "dequantize"
     if not isinstance(x, Tensor):
         raise bad_type(op, "x", x)
-    if levels < 2:
-        raise ValueError(f"{op}: levels is {levels}, expected at least 2")
+    check_levels(op, x, levels)
     if noise is not None:
         check_float(op, "noise", noise)
         if noise.shape != x.shape:
@@ -37,9 +36,6 @@ def dequantize(x: Tensor, noise: Tensor | None = None, *, levels: int, dtype: to
             raise ValueError(f"{op}: noise is given for {x.dtype} x, expected integer grey levels to add it to")
         _check_range(op, x, 0, 1, "; give grey levels as integers")
         return x if dtype is None else x.to(dtype)
-    if x.dtype == torch.bool or x.is_complex():
-        raise bad_dtype(op, "x", x, "an integer or a floating dtype")
-    _check_range(op, x, 0, levels - 1, f" for {levels} levels")
     if dtype is None:
         dtype = torch.get_default_dtype() if noise is None else noise.dtype
     return (x.to(dtype) + (0.5 if noise is None else noise.to(dtype))) / levels
@@ -49,6 +45,17 @@ def quantize(v: Tensor, *, levels: int) -> Tensor:
     """The grey levels, int64, of continuous data v: floor(v levels), values outside [0, 1) to the nearest level."""
     check_float("quantize", "v", v)
     return (v * levels).floor().clamp(0, levels - 1).long()
+
+
+def check_levels(op: str, x: Tensor, levels: int) -> None:
+    """Raises unless there are two levels and x is made of floats or, as far as looking costs nothing, of levels."""
+    if levels < 2:
+        raise ValueError(f"{op}: levels is {levels}, expected at least 2")
+    if x.dtype == torch.bool or x.is_complex():
+        raise bad_dtype(op, "x", x, "an integer or a floating dtype")
+    every_value = x.dtype == torch.uint8 and levels >= 256
+    if not x.is_floating_point() and not every_value:
+        _check_range(op, x, 0, levels - 1, f" for {levels} levels")
 
 
 def _check_range(op: str, x: Tensor, low: int, high: int, remedy: str) -> None:

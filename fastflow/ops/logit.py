@@ -103,8 +103,7 @@ def logit(x: Tensor, *, alpha: float = 0.05, log_det: Tensor | None = None, inve
     op = "logit"
     check_float(op, "x", x)
     check_dims(op, x)
-    if not 0 <= alpha < 1:
-        raise ValueError(f"{op}: alpha is {alpha}, expected at least 0 and less than 1")
+    check_alpha(op, alpha)
     if log_det is not None:
         check_log_det(op, x, log_det)
     backend = _backend.forced()
@@ -113,3 +112,9 @@ def logit(x: Tensor, *, alpha: float = 0.05, log_det: Tensor | None = None, inve
     if torch.is_grad_enabled() and (x.requires_grad or (log_det is not None and log_det.requires_grad)):
         return _Logit.apply(x, log_det, alpha, inverse, backend)
     return _forward.kernel(backend, x.device.type)(x, log_det, alpha, inverse)
+
+
+def check_alpha(op: str, alpha: float) -> None:
+    """Raises ValueError unless alpha leaves something of [0, 1]."""
+    if not 0 <= alpha < 1:
+        raise ValueError(f"{op}: alpha is {alpha}, expected at least 0 and less than 1")

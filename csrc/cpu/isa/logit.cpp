@@ -1,50 +1,10 @@
 // logit and its backward for one instruction set; formulas as in fastflow/ops/logit.py.
 #include "cpu/logit.h"
 
-#include "blocks.h"
+#include "logit_rows.h"
 
 namespace fastflow::FASTFLOW_ISA {
 namespace {
-
-// What a row's log_det is gathered from: a product of p (1 - p), or terms -|z| and a product of 1 + exp(-|z|).
-struct Forward {
-  static constexpr bool has_terms = false;
-  static constexpr Product product = Product::of_factors;
-};
-struct Inverse {
-  static constexpr bool has_terms = true;
-  static constexpr Product product = Product::of_one_plus;
-};
-
-// Eight factors p (1 - p) stay inside the range of a float unless alpha lets p come close to 0.
-int interval(const Logit& op) { return op.inverse || op.alpha > 0x1p-13 ? 8 : 1; }
-
-template <class T, class Direction>
-void forward_rows(Tile<T> tile, T alpha, int interval, LogDet<T>* log_det) {
-  LogDetAccumulator<T, Direction> total(interval);
-  const T stretch = 1 / (1 - alpha);
-  for (int64_t o = 0; o < tile.outer; ++o) {
-    if (o == 0 || tile.outer_is_rows) total.start(tile.continues ? log_det + o : nullptr);
-    const TileRow<T> row = {tile, o};
-    const T* const x = row.at(X);
-    T* const z = row.at(Z);
-    row.template for_each_vector<false>([&](int64_t i, auto lanes) {
-      const Vec<T> v = lanes.read(x + i);
-      if constexpr (Direction::has_terms) {
-        const Vec<T> e = exp_of_minus_absolute<T>(v), sigmoid = (v < 0 ? e : splat<T>(1)) / (e + 1);
-        lanes.write(z + i, (sigmoid - alpha / 2) * stretch);
-        total.add(lanes.active(minus_absolute<T>(v), Vec<T>{}), lanes.active(e, Vec<T>{}));
-      } else {
-        const Vec<T> p = v * (1 - alpha) + alpha / 2, rest = 1 - p, factor = p * rest;
-        const Lanes<T> outside = factor < 0;
-        lanes.write(z + i, outside ? splat<T>(NAN) : log(split<T>(p / rest)));
-        total.add(Vec<T>{}, lanes.active(outside ? splat<T>(NAN) : factor, splat<T>(1)));
-      }
-    });
-    if (tile.outer_is_rows) total.finish(log_det[o]);
-  }
-  if (!tile.outer_is_rows) total.finish(log_det[0]);
-}
 
 // With h = grad_log_det: forward (1 - alpha) / (p (1 - p)) (g + h (2 p - 1)), inverse g p (1 - p) / (1 - alpha) -
 // h tanh(z / 2) with p = sigmoid(z), 1 - p and tanh from exp(-|z|) without cancellation.
@@ -74,7 +34,7 @@ template <class T>
 void forward(const Logit& op, int64_t first_row, int64_t last_row) {
   const T alpha = static_cast<T>(op.alpha);
   const T contraction = static_cast<T>(elements_of_row(op) * log1p(-op.alpha));
-  const int every = interval(op);
+  const int every = interval(op.inverse, op.alpha);
   const auto walk = [&](auto direction, T sign, T constant) {
     using Direction = decltype(direction);
     forward_blocks<T>(
