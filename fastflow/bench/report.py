@@ -4,7 +4,7 @@ import json
 from itertools import groupby
 from pathlib import Path
 
-from fastflow.bench.table import duration, header, row, verdict
+from fastflow.bench.table import duration, header, rivals_of, row, verdict
 
 
 def load(path: Path) -> dict:
@@ -33,7 +33,7 @@ def table(record: dict) -> str:
                      f"float32 matrix product {rates['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s")
     for (op, count), group in groupby(record["results"], lambda result: (result["op"], result["threads"])):
         results = list(group)
-        rivals = list(dict.fromkeys(name for result in results for name in result["providers"] if name != "fastflow"))
+        rivals = rivals_of(results)
         lines += ["", f"{op}, {count} thread(s), malloc {record['malloc']}", header(rivals)]
         lines += [row(result, rivals) for result in results]
     return "\n".join([*lines, "", verdict(record["results"])])
