@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 from fastflow.bench import affine_coupling, plain_ops
 from fastflow.bench.cases import Case
@@ -44,7 +45,7 @@ def prepare(provider: str, case: Case, device: str = "cpu") -> Callable[[], tupl
     leaves, grads = given.tracked(), given.grads
     if case.direction == "backward":
         # What the compiler's backward may overwrite by default is needed again here.
-        with torch._functorch.config.patch(donated_buffer=False):
+        with functorch_config.patch(donated_buffer=False):
             outputs = call(*given.arguments)[: len(grads)]
             torch.autograd.grad(outputs, leaves, grads, retain_graph=True)  # the compiler compiles it now
         return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
