@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class OutOfTime(Exception):
-    """The minutes are over; `left` parts are not done."""
+    """The minutes are over; `left` parts of those under way are not done."""
 
     def __init__(self, left: int) -> None:
         super().__init__(f"{left} parts are left")
@@ -50,14 +50,15 @@ class Part:
 
 
 class Partial:
-    """The results of the parts that are done, by name, in one file; `identity` says of what exactly they are."""
+    """The results of the parts that are done, by name, in one file; `identity` says of what exactly they are. `kept`
+    counts those of this process."""
 
     def __init__(self, path: Path, identity: dict, fresh: bool = False) -> None:
         """Goes on with the file if there is one. Raises ValueError if it is of another identity and not to be `fresh`.
 
         `identity` is {what: value or {name: value}}, as JSON keeps it.
         """
-        self.path, self._identity, self._done = path, identity, {}
+        self.path, self._identity, self._done, self.kept = path, identity, {}, 0
         if path.exists() and not fresh:
             found = self._load()
             differs = list(_differences(found["identity"], identity))
@@ -82,6 +83,7 @@ class Partial:
     def keep(self, name: str, result: object) -> None:
         """Adds a part and writes the file, whole or not at all."""
         self._done[name] = result
+        self.kept += 1
         fresh = self.path.with_name(self.path.name + ".new")
         fresh.write_text(json.dumps({"identity": self._identity, "done": self._done}))
         fresh.replace(self.path)

@@ -36,8 +36,9 @@ def main(args: argparse.Namespace, chosen: list[Case], rivals: tuple[str, ...]) 
         parts = [*_test_parts(tests), *_timing_parts(args, chosen, rivals)]
         do(parts, partial, deadline)
     except OutOfTime as stopped:
+        advice = "The same command goes on from there." if partial.kept else "As nothing was finished, give it more."
         print(f"fastflow bench: the {args.minutes:.3g} minutes are over, at least {stopped.left} parts are left; what "
-              f"is done is in {partial.path}. The same command goes on from there.", file=sys.stderr)
+              f"is done is in {partial.path}. {advice}", file=sys.stderr)
         return STOPPED
     path = _write(folder, args, chosen, tests, partial, commit, machine)
     partial.remove()

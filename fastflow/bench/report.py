@@ -28,6 +28,9 @@ def table(record: dict) -> str:
     lines = [title(record)]
     for name, counts in record["tests"].items():
         lines.append(f"{name} tests: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    for backend, tools in record.get("sanitizer", {}).items():
+        lines += [f"{backend} {tool}: {found['status']} {found['reason']}".rstrip() for tool, found in tools.items()]
+    lines += [f"FAILED {name}: {error}" for name, error in record.get("failed", {}).items()]
     for count, rates in record["rates"].items():
         lines.append(f"{count} thread(s): copy {rates['copy_bytes_per_second'] / 1e9:.1f} GB/s, "
                      f"float32 matrix product {rates['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ def files(backend: str) -> dict[str, int | None]:
     if backend == "cpu":
         return {path: None for path in sorted({f"tests/{path.name}" for op in cases.OPS
                                                for path in (record.ROOT / "tests").glob(f"test_{op}*.py")})}
-    command = [*_pytest(backend), "--collect-only", "-q", "tests"]
+    command = [*_pytest(backend), "--collect-only", "tests"]
     done = subprocess.run(command, cwd=record.ROOT, env=_environment(), capture_output=True, text=True)
     if done.returncode not in (0, 5):  # 5: there are none
         raise ValueError(f"the {backend} tests cannot be collected: {(done.stdout + done.stderr)[-_TAIL:]}")
@@ -114,16 +115,15 @@ def _counted(command: list[str], expected: int | None, deadline: Deadline, **env
 
 def _finish(command: list[str], environment: dict[str, str], deadline: Deadline) -> tuple[int, str]:
     """Exit code and output. Raises TimeoutError at the deadline, with the command and all that it started ended."""
-    process = subprocess.Popen(command, cwd=record.ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        output, _ = process.communicate(timeout=deadline.left)
-    except BaseException as error:
-        os.killpg(process.pid, 9)
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
+    with subprocess.Popen(command, cwd=record.ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, start_new_session=True) as process:
+        try:
+            output, _ = process.communicate(timeout=deadline.left)
+        except subprocess.TimeoutExpired:
             raise TimeoutError from None
-        raise
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, output
 
 
