@@ -58,7 +58,7 @@ def sanitize(backend: str, tool: str, deadline: Deadline) -> dict:
     kernels = [option for name, op in serving.ops().items() if op.on_cuda == backend
                for option in ("--kernel-name", f"kns={name}")]
     # Failures of API calls are Python's to raise; PyTorch makes some and handles them.
-    watched = [program, "--tool", tool, "--error-exitcode", str(_FOUND), "--target-processes", "application-only",
+    watched = [program, "--tool", tool, "--error-exitcode", str(_FOUND), "--target-processes", "all",
                "--report-api-errors", "no", *kernels]
     # Otherwise an access beyond a tensor is still inside the allocator's block.
     counts, code = _counted([*watched, *_pytest(f"{backend} and {keyword}"), file], None, deadline,
@@ -88,7 +88,7 @@ def _pytest(backend: str) -> list[str]:
 
 def _workers(tests: int) -> list[str]:
     """Compiling kernels is most of the time of the GPU tests, and each process can compile one."""
-    count = min(8, (os.cpu_count() or 1) // 2, tests // 8)
+    count = min(16, os.cpu_count() or 1, tests // 8)
     if count < 2 or find_spec("xdist") is None:
         return []
     return ["-n", str(count), "--dist", "worksteal"]
