@@ -55,7 +55,7 @@ def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, back
     if state.status == "unavailable":
         pytest.skip(state.reason)
     if backend == "triton":
-        # The launcher that is entered serves; to compile thousands of kernels, one after the other, would take too long.
+        # The launcher that is entered serves; compiling thousands of kernels one after the other would take too long.
         monkeypatch.setattr("triton.runtime.jit.JITFunction.run", lambda *_, **__: None)
     with _backend.backend(backend):
         stray = {cell for cell in observed("cuda") if not additive_backward(cell) and cell.backend != backend}
