@@ -25,7 +25,8 @@ def sources() -> dict[str, str]:
 
 
 def proved(backend: str) -> bool:
-    """Whether a packaged record ran the tests of "triton" or "cuda" green on exactly that backend's present sources."""
+    """Whether a packaged record has the tests of "triton" or "cuda" green, under compute-sanitizer too, on exactly that
+    backend's present sources."""
     present = _deciding(sources(), backend)
     return any(_green(record, backend) and _deciding(record.get("sources", {}), backend) == present
                for record in _records())
@@ -52,8 +53,10 @@ def _deciding(hashed: dict[str, str], backend: str) -> dict[str, str]:
 
 
 def _green(record: dict, backend: str) -> bool:
-    tests = record.get("tests", {}).get(backend, {})
-    return tests.get("passed", 0) > 0 and tests.get("failed", 1) == 0
+    """What failed, in a timing too, or did not run proves nothing."""
+    tests, sanitizer = (record.get(part, {}).get(backend, {}) for part in ("tests", "sanitizer"))
+    checked = all(sanitizer.get(tool, {}).get("status") == "passed" for tool in ("memcheck", "racecheck"))
+    return tests.get("passed", 0) > 0 and tests.get("failed", 1) == 0 and checked and not record.get("failed")
 
 
 @cache

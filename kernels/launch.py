@@ -1,10 +1,18 @@
-"""Launch configurations as data: pure functions of the shape and of the device's number of multiprocessors."""
+"""Launch configurations as data: pure functions of the shape and of the device's number of multiprocessors.
 
+Nothing is tuned while a program runs. Who has tuned beforehand, by `fastflow bench tune`, loads the tiles found there:
+`load_table(path)`, or FASTFLOW_LAUNCH_TABLE=path, read once when the kernels are first used.
+"""
+
+import os
+import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import torch
 from triton import cdiv, next_power_of_2
+
+from . import launch_table
 
 # 128 threads of 8 elements, 4 in float64: two 128-bit accesses an array and thread, one in 16-bit storage.
 THREADS = 128
@@ -28,7 +36,7 @@ def row_reduction(rows: int, features: int, itemsize: int, multiprocessors: int)
     A program owns whole rows and loops over their features where the rows keep every multiprocessor busy; otherwise
     `feature_programs` programs share a row, and their partial results are summed afterwards.
     """
-    block_rows, block_features, num_warps = _tile(rows, features, itemsize, multiprocessors)
+    block_rows, block_features, num_warps = _tile("row_reduction", rows, features, itemsize, multiprocessors)
     row_programs = cdiv(rows, block_rows)
     feature_programs = 1
     if rows < multiprocessors:
@@ -42,15 +50,43 @@ def column_reduction(rows: int, features: int, itemsize: int, multiprocessors: i
 
     Then a program loops over rows with a stride of `row_programs`, few enough that the partial results stay small.
     """
-    block_rows, block_features, num_warps = _tile(rows, features, itemsize, multiprocessors)
+    block_rows, block_features, num_warps = _tile("column_reduction", rows, features, itemsize, multiprocessors)
     row_programs, feature_programs = cdiv(rows, block_rows), cdiv(features, block_features)
     if reduces:
         row_programs = min(row_programs, cdiv(8 * multiprocessors, feature_programs))
     return Launch(block_rows, block_features, num_warps, row_programs, feature_programs)
 
 
-def _tile(rows: int, features: int, itemsize: int, multiprocessors: int) -> tuple[int, int, int]:
-    """(block_rows, block_features, num_warps): 256 features and as many rows as leave work for every multiprocessor."""
+_tuned: dict[launch_table.Key, launch_table.Tile] = {}
+
+
+def load_table(path: str | os.PathLike) -> None:
+    """From now on, tiles of a file that `fastflow bench tune` wrote, for the shapes it has; the heuristic's for others.
+
+    Replaces what was loaded before, in all threads. Raises ValueError for the table of another device or Triton or for
+    no table, OSError for a file that cannot be read.
+    """
+    use(launch_table.read(path))
+
+
+def use(tiles: dict[launch_table.Key, launch_table.Tile]) -> dict[launch_table.Key, launch_table.Tile]:
+    """Sets the tuned tiles, an empty dict for none; returns those of before."""
+    global _tuned
+    before, _tuned = _tuned, tiles
+    row_reduction.cache_clear()
+    column_reduction.cache_clear()
+    return before
+
+
+def _tile(family: str, rows: int, features: int, itemsize: int, multiprocessors: int) -> tuple[int, int, int]:
+    """(block_rows, block_features, num_warps): those loaded, or the heuristic's."""
+    if _tuned and (tile := _tuned.get(launch_table.key(family, rows, features, itemsize))):
+        return tile
+    return _heuristic(rows, features, itemsize, multiprocessors)
+
+
+def _heuristic(rows: int, features: int, itemsize: int, multiprocessors: int) -> tuple[int, int, int]:
+    """256 features and as many rows as leave work for every multiprocessor."""
     elements = THREADS * 8 if itemsize < 8 else THREADS * 4
     padded = next_power_of_2(features)
     block_rows = max(1, elements // min(padded, 256))
@@ -71,3 +107,10 @@ def multiprocessors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 4 if device.type == "cpu" else 132
+
+
+if "FASTFLOW_LAUNCH_TABLE" in os.environ:
+    try:
+        load_table(os.environ["FASTFLOW_LAUNCH_TABLE"])
+    except (ValueError, OSError) as error:  # a program should not fail for want of a tuned tile
+        warnings.warn(f"fastflow: FASTFLOW_LAUNCH_TABLE is not used: {error}", stacklevel=2)

@@ -116,10 +116,12 @@ def test_cuda_key_serves_the_reference_until_the_kernel_is_proved(monkeypatch, f
 
 
 GREEN = {"passed": 3, "failed": 0, "skipped": 0}
+CHECKED = {"memcheck": {"status": "passed"}, "racecheck": {"status": "passed"}}
 
 
 def _record(**changes) -> dict:
-    return {"sources": dict(_proof.sources()), "tests": {"triton": GREEN, "cuda": GREEN}} | changes
+    return {"sources": dict(_proof.sources()), "tests": {"triton": GREEN, "cuda": GREEN},
+            "sanitizer": {"triton": CHECKED, "cuda": CHECKED}, "failed": {}} | changes
 
 
 def _proved_by(monkeypatch, tmp_path, record: dict) -> dict[str, bool]:
@@ -144,6 +146,20 @@ def test_each_backend_is_proved_by_its_own_tests(monkeypatch, tmp_path, fresh_st
     assert proved_by() == {"triton": False, "cuda": False}
     assert proved_by(triton=GREEN, cuda=counts) == {"triton": True, "cuda": False}
     assert proved_by(triton=counts, cuda=GREEN) == {"triton": False, "cuda": True}
+
+
+@pytest.mark.parametrize("checks", [
+    {}, {"memcheck": {"status": "passed"}}, CHECKED | {"racecheck": {"status": "failed"}},
+    CHECKED | {"memcheck": {"status": "not run", "reason": "compute-sanitizer is not here"}},
+])
+def test_each_backend_is_proved_by_its_own_sanitizers(monkeypatch, tmp_path, fresh_states, checks):
+    record = _record(sanitizer={"triton": checks, "cuda": CHECKED})
+    assert _proved_by(monkeypatch, tmp_path, record) == {"triton": False, "cuda": True}
+
+
+def test_a_call_that_failed_when_it_was_timed_proves_nothing(monkeypatch, tmp_path, fresh_states):
+    record = _record(failed={"logit/256x64/alpha=0.05/forward/float32 1": "RuntimeError: illegal access"})
+    assert _proved_by(monkeypatch, tmp_path, record) == {"triton": False, "cuda": False}
 
 
 @pytest.mark.parametrize(("source", "proved"), [

@@ -178,8 +178,8 @@ def test_cuda_calls_are_timed_one_by_one_after_a_flush(monkeypatch):
             return 2.0  # ms
 
     def empty(size, dtype, device):
-        assert (size, device) == (100, "cuda")
-        return SimpleNamespace(zero_=lambda: log.append("flush"))
+        assert (size, dtype, device) == (50, torch.float32, "cuda")  # four times the L2
+        return SimpleNamespace(max=lambda: log.append("flush"))
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
@@ -221,6 +221,8 @@ def test_run_yields_everything_a_record_needs(result):
     assert (result["threads"], result["size"], result["regime"]) == (1, "64x8", "small")
     assert result["bytes"] == coupling((64, 8)).bytes
     assert result["copy_seconds"] > 0
+    assert result["eager_bytes"] > result["bytes"]
+    assert result["failed"] == {}
     assert result["backend"] in ("cpu", "reference")
     assert result["targets"] == {}
     assert set(result["disturbance"]) == {"interrupted", "load", "wall_clock", "reason"}
@@ -229,7 +231,7 @@ def test_run_yields_everything_a_record_needs(result):
 def made_up(seconds: float, rival: float, reason: str = "", spread: float = 0.02) -> dict:
     return {
         "op": "affine_coupling", "size": "4096x64", "variant": "sigmoid", "direction": "forward", "dtype": "float32",
-        "threads": 1, "bytes": 6_000_000, "copy_seconds": 40e-6, "backend": "cpu",
+        "threads": 1, "bytes": 6_000_000, "eager_bytes": 19_000_000, "copy_seconds": 40e-6, "backend": "cpu",
         "providers": {"fastflow": {"seconds": seconds, "spread": 0.02},
                       "compile": {"seconds": rival, "spread": spread}},
         "targets": {"compile": 3.0}, "disturbance": {"reason": reason},
@@ -238,7 +240,7 @@ def made_up(seconds: float, rival: float, reason: str = "", spread: float = 0.02
 
 def test_a_row_says_time_bandwidth_ratio_and_verdict():
     row = table.row(made_up(80e-6, 320e-6), ["compile", "nflows"])
-    assert " ".join(row.split()) == "4096x64 sigmoid forward 80 us 2% 75.0 50% 4.00 >= 3 ok -"
+    assert " ".join(row.split()) == "4096x64 sigmoid forward 80 us 2% 75.0 50% 3.17 4.00 >= 3 ok -"
     assert "2.50 < 3 MISS" in table.row(made_up(80e-6, 200e-6), ["compile"])
     assert "served by the reference" in table.row(made_up(80e-6, 320e-6) | {"backend": "reference"}, ["compile"])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastflow import _proof
-from fastflow.bench import command, malloc, record
+from fastflow.bench import build, command, malloc, record, recording, suites
 
 CASE = ["--case", "256x32/sigmoid/forward/float32", "--provider", "eager", "--threads", "1", "--seconds", "0.02",
         "--default-malloc"]
@@ -21,6 +21,14 @@ def bench(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return command.main(parser.parse_args(arguments))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_build():
+    """Nothing is built here, whatever state the library is in: that would start this process again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "due", lambda device: "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,8 @@ def test_a_record_holds_what_makes_it_evidence(recorded):
     assert content["sources"]["fastflow/ops/affine_coupling.py"]
     assert content["rates"]["1"]["copy_bytes_per_second"] > 1e8
     assert content["rates"]["1"]["matrix_flops_per_second"] > 1e8
-    assert content["tests"] == {}
+    assert content["tests"] == content["sanitizer"] == content["failed"] == {}
+    assert content["build"]["built"] is False
     (result,), rates = content["results"], content["rates"]["1"]
     measured = result["providers"]["fastflow"]
     assert measured["peak_bytes"] > 0
@@ -113,7 +122,7 @@ def test_a_file_that_is_no_record_is_refused(recorded, tmp_path, capsys):
 
 
 def test_what_a_record_lacks_is_said_before_measuring(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "_measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(recording, "run", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(record, "ROOT", tmp_path)
     arguments = ["record", *CASE, "--commit", "abc", "--folder", str(tmp_path)]
     assert bench(*arguments) == 2
@@ -132,26 +141,13 @@ def test_commit_must_be_given_without_git(tmp_path, monkeypatch):
     assert record.commit("abc") == "abc"
 
 
-def test_tests_are_counted_from_the_junit_file(tmp_path):
-    report = tmp_path / "tests.xml"
-    assert record.count_tests(report) == {"passed": 0, "failed": 1, "skipped": 0}
-    report.write_text('<testsuites><testsuite tests="10" failures="1" errors="2" skipped="3"/></testsuites>')
-    assert record.count_tests(report) == {"passed": 4, "failed": 3, "skipped": 3}
-
-
 def test_every_gpu_test_is_counted_for_one_backend():
-    """`run_tests` chooses by name: a GPU test that named no backend, or both, would be lost or counted twice."""
+    """A record chooses by name: a GPU test that named no backend, or both, would be lost or counted twice."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
     listed = subprocess.run(command, cwd=record.ROOT, capture_output=True, text=True).stdout
     tests = [line for line in listed.splitlines() if "::" in line]
     assert tests
     assert [name for name in tests if ("triton" in name) == ("cuda" in name)] == []
-
-
-def test_the_recorded_tests_are_those_of_the_measured_ops():
-    names = [path.rpartition("/")[2] for path in record._op_tests()]
-    assert "test_affine_coupling.py" in names
-    assert all(name.startswith("test_") for name in names)
 
 
 def test_tuned_malloc_starts_again_once():
@@ -169,3 +165,115 @@ def test_tuned_malloc_is_told_from_default(monkeypatch):
     assert malloc.description() == "default"
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1:glibc.malloc.trim_threshold=1")
     assert malloc.tuned()
+
+
+RECORD = ["record", *CASE, "--commit", "abc", "--folder"]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder that `record` takes for the repository: its tests are these two files, its records are in `records`."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "records").mkdir()
+    (tmp_path / "tests" / "test_logit.py").write_text("def test_good(): pass\n")
+    (tmp_path / "tests" / "test_act_norm.py").write_text("def test_good(): pass\ndef test_bad(): assert 0, 'why'\n")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_tests_and_sanitizers_of_a_record(checkout, capsys):
+    assert bench(*RECORD, str(checkout / "records")) == 0
+    assert "assert 0, 'why'" in capsys.readouterr().out
+    (path,) = (checkout / "records").iterdir()
+    content = json.loads(path.read_text())
+    assert content["tests"] == {"cpu": {"passed": 2, "failed": 1, "skipped": 0}}
+    files = content["test_files"]["cpu"]
+    assert "why" in files["tests/test_act_norm.py"]["output"]
+    assert "output" not in files["tests/test_logit.py"]
+    for tool in suites.TOOLS:
+        assert content["sanitizer"]["cpu"][tool]["status"] == "not run"
+        assert "`make sanitize`" in content["sanitizer"]["cpu"][tool]["reason"]
+    assert bench("report", str(path)) == 0
+    printed = capsys.readouterr().out
+    assert "cpu tests: 2 passed, 1 failed, 0 skipped" in printed
+    assert "cpu memcheck: not run" in printed
+
+
+def test_a_record_goes_on_where_it_was_stopped(checkout, monkeypatch, capsys):
+    done = []
+    ran = suites.run
+
+    def run_one(backend, file, expected, deadline):
+        if done:
+            raise TimeoutError  # as when the minutes end inside the second file
+        done.append(file)
+        return ran(backend, file, expected, deadline)
+
+    monkeypatch.setattr(suites, "run", run_one)
+    arguments = [*RECORD, str(checkout / "records"), "--minutes", "5"]
+    assert bench(*arguments) == recording.STOPPED
+    stopped = capsys.readouterr().err
+    assert "the 5 minutes are over, at least 5 parts are left" in stopped  # a file, two sanitizers, rates and a case
+    assert "The same command goes on" in stopped
+    assert done == ["tests/test_act_norm.py"]
+    (partial,) = (checkout / "records").iterdir()
+    assert partial.suffix == ".partial"  # not .json: it proves nothing and is no record
+
+    monkeypatch.setattr(suites, "run", lambda backend, file, *_: done.append(file) or ran(backend, file, *_))
+    assert bench(*arguments) == 0
+    assert done == ["tests/test_act_norm.py", "tests/test_logit.py"]
+    (path,) = (checkout / "records").iterdir()
+    assert json.loads(path.read_text())["tests"]["cpu"] == {"passed": 2, "failed": 1, "skipped": 0}
+
+
+def test_an_unfinished_record_of_other_sources_is_refused(checkout, capsys):
+    arguments = [*RECORD, str(checkout / "records")]
+    assert bench(*arguments, "--minutes", "0") == recording.STOPPED
+    assert "As nothing was finished, give it more." in capsys.readouterr().err
+    assert list((checkout / "records").iterdir()) == []
+
+    def out_of_time(*_):
+        raise TimeoutError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "run", out_of_time)
+        assert bench(*arguments, "--minutes", "5") == recording.STOPPED
+    capsys.readouterr()
+    (checkout / "tests" / "test_logit.py").write_text("def test_other(): pass\n")
+    assert bench(*arguments) == 2
+    refused = capsys.readouterr().err
+    assert "is of another measurement: sources: tests/test_logit.py changed; --fresh starts anew" in refused
+    assert bench(*arguments, "--seconds", "0.03") == 2
+    assert "options: seconds" in capsys.readouterr().err
+    assert bench(*arguments, "--fresh") == 0
+
+
+def test_a_call_that_fails_is_named_in_the_record(recorded, tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("illegal access")
+
+    monkeypatch.setattr(recording, "run", fails)
+    assert bench("record", *CASE, "--no-tests", "--commit", "abc", "--folder", str(tmp_path)) == 0
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert content["failed"] == {"affine_coupling/256x32/sigmoid/forward/float32 1": "RuntimeError: illegal access"}
+    assert content["results"] == []
+    assert bench("report", str(path)) == 0
+    assert "FAILED affine_coupling/256x32/sigmoid/forward/float32 1: RuntimeError" in capsys.readouterr().out
+
+
+def test_a_library_that_was_built_is_used_by_a_fresh_process(checkout, monkeypatch):
+    started = []
+
+    def start_again(environment, *arguments):
+        started.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(malloc, "start_again", start_again)
+    monkeypatch.setattr(build, "build", lambda *_: {"built": True, "reason": "csrc changed", "seconds": 1.0})
+    with pytest.raises(KeyboardInterrupt):
+        bench(*RECORD, str(checkout / "records"), "--fresh", "--minutes", "5")
+    (arguments,) = started
+    assert arguments[0] == "--no-fresh"
+    assert 4.9 < float(arguments[2]) <= 5
+    assert bench(*RECORD, str(checkout / "records"), "--no-fresh") == 0  # as the fresh process has it

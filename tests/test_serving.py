@@ -51,7 +51,6 @@ def test_every_cell_is_served_by_its_kernel(native, cells):
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("backend", "observed"), [
     ("triton", observe_affine_coupling), ("triton", observe_logit), ("triton", observe_dequantize_logit),
     ("triton", observe_uniform_noise), ("cuda", observe_gaussian_class_scores)])
@@ -59,9 +58,9 @@ def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, back
     state = _backend.state(backend)
     if state.status == "unavailable":
         pytest.skip(state.reason)
-    # Who serves does not depend on the formula, and every kernel takes its time to compile.
-    few = {kind: serving.SCALE_MAPS[kind] for kind in ("additive", "sigmoid", "tanh")}
-    monkeypatch.setattr(serving, "SCALE_MAPS", few)
+    if backend == "triton":
+        # The launcher that is entered serves; compiling thousands of kernels one after the other would take too long.
+        monkeypatch.setattr("triton.runtime.jit.JITFunction.run", lambda *_, **__: None)
     with _backend.backend(backend):
         stray = {cell for cell in observed("cuda") if not additive_backward(cell) and cell.backend != backend}
     assert not stray

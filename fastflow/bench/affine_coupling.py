@@ -44,7 +44,7 @@ def inputs(case: Case, provider: str, device: str) -> Inputs:
 
 
 def _trains(case: Case) -> bool:
-    return case.direction == "forward+backward" and case.variant != "additive"
+    return case.trains and case.variant != "additive"
 
 
 def _splitting(split: Callable[[Tensor], tuple[Tensor, Tensor]], case: Case, call: Call) -> Call:

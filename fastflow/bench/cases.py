@@ -1,20 +1,23 @@
 """What is measured, as data: ops, shapes, directions, minimum traffic, targets. Providers are in `providers.py`."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import product
 from math import prod
 
 import torch
 
-DIRECTIONS = ("forward", "inverse", "forward+backward")
+DIRECTIONS = ("forward", "inverse", "forward+backward", "backward")
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `shape` and `variant` are the op's own (see its entry in OPS); one dtype for every tensor."""
+    """One measurement. `shape` and `variant` are the op's own (see its entry in OPS); one dtype for every tensor.
+
+    "backward" is forward+backward without its forward, which is done once beforehand.
+    """
 
     op: str
     shape: tuple[int, ...]
@@ -35,18 +38,31 @@ class Case:
         return prod(self.shape)
 
     @property
+    def trains(self) -> bool:
+        """Whether gradients are what is measured."""
+        return self.direction in ("forward+backward", "backward")
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
     @property
     def bytes(self) -> int:
         """Minimum traffic: each needed input read once, each output written once; forward+backward is two passes."""
-        return OPS[self.op].traffic(self)[0]
+        return self._cost[0]
 
     @property
     def flops(self) -> int:
         """Additions, multiplications, divisions, each exp, log, tanh or atan counted as one."""
-        return OPS[self.op].traffic(self)[1]
+        return self._cost[1]
+
+    @property
+    def _cost(self) -> tuple[int, int]:
+        traffic = OPS[self.op].traffic
+        if self.direction != "backward":
+            return traffic(self)
+        both, forward = (traffic(replace(self, direction=other)) for other in ("forward+backward", "forward"))
+        return both[0] - forward[0], both[1] - forward[1]
 
     @property
     def regime(self) -> str:
@@ -57,12 +73,12 @@ class Case:
 
     @property
     def bytes_forward(self) -> int:
-        return Case(self.op, self.shape, self.variant, "forward", self.dtype).bytes
+        return replace(self, direction="forward").bytes
 
     @property
     def targets(self) -> dict[str, float]:
         """{provider: how many times its speed is wanted}, for float32 on a CPU; empty where no target is set."""
-        return OPS[self.op].targets(self) if self.dtype == "float32" else {}
+        return OPS[self.op].targets(self) if self.dtype == "float32" and self.direction != "backward" else {}
 
 
 @dataclass(frozen=True)
@@ -222,10 +238,16 @@ OPS = {
 }
 
 
+# The cases that the GPU figures are about: variants by op, at two sizes of several times the L2 and a small one.
+_CUDA_VARIANTS = {"affine_coupling": "sigmoid", "act_norm": "shift+scale", "logit": "alpha=0.05"}
+_CUDA_SHAPES = ((65536, 784), (256, 12, 128, 128), (256, 64))
+
+
 def every_case() -> Iterator[Case]:
     """All that can be asked for: op x shape x variant x direction x dtype."""
     for op, entry in OPS.items():
-        for dtype, shape, variant, direction in product(entry.dtypes, entry.shapes, entry.variants, entry.directions):
+        shapes = dict.fromkeys(entry.shapes + (_CUDA_SHAPES if op in _CUDA_VARIANTS else ()))
+        for dtype, shape, variant, direction in product(entry.dtypes, shapes, entry.variants, entry.directions):
             yield Case(op, shape, variant, direction, dtype)
 
 
@@ -236,14 +258,34 @@ def quick_cases() -> list[Case]:
 
 def full_cases() -> list[Case]:
     """About half an hour: the first variants on every shape, every variant on the main shapes, some in bfloat16."""
-    return [case for case in every_case() if OPS[case.op].full(case)]
+    return [case for case in every_case()
+            if case.shape in OPS[case.op].shapes and case.direction != "backward" and OPS[case.op].full(case)]
+
+
+def cuda_cases() -> list[Case]:
+    """About four minutes on a GPU: the cases of the GPU figures, and the quick ones of the other ops."""
+    figures = [Case(op, shape, variant, direction, dtype) for op, variant in _CUDA_VARIANTS.items()
+               for dtype in ("float32", "bfloat16") for shape in _CUDA_SHAPES
+               for direction in ("forward", "inverse", "backward")]
+    return figures + [case for case in quick_cases() if case.op not in _CUDA_VARIANTS]
+
+
+def cuda_targets(case: Case, eager_bytes: int) -> dict[str, float]:
+    """The GPU figures: {provider: how many times its speed}, "copy" a copy of the case's bytes. `eager_bytes` is what
+    eager moves, so that its share of these is the speed that the saved traffic alone is worth."""
+    if case.op not in _CUDA_VARIANTS:
+        return {}
+    memory = {"copy": 0.85, "eager": 0.85 * eager_bytes / case.bytes} if case.regime == "memory" else {}
+    return {"compile": 0.97} | memory
 
 
 def select(pattern: str | None = None, op: str | None = None, direction: str | None = None,
-           full: bool = False) -> list[Case]:
+           full: bool = False, device: str = "cpu") -> list[Case]:
     """The cases that match: `pattern` is a shell pattern for names like affine_coupling/4096x64/sigmoid/forward/float32
-    (a part of it will do) among every_case, else the quick or the full list. Raises ValueError if none does."""
-    cases = every_case() if pattern else full_cases() if full else quick_cases()
+    (a part of it will do) among every_case, else the full list, or the device's short one. Raises ValueError if none
+    does."""
+    short = cuda_cases if device == "cuda" else quick_cases
+    cases = every_case() if pattern else full_cases() if full else short()
     chosen = [case for case in cases
               if (pattern is None or fnmatch(case.name, f"*{pattern}*")) and op in (None, case.op)
               and direction in (None, case.direction)]

@@ -33,16 +33,19 @@ class OpProviders:
 
 
 class Normal:
-    """Normal tensors for a case, the same on every device: drawn on the CPU from seed 0."""
+    """Normal tensors for a case, the same for every provider: drawn on the device from seed 0."""
 
     def __init__(self, case: Case, device: str) -> None:
         self.dtype, self.device = case.torch_dtype, device
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(device).manual_seed(0)
 
     def __call__(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
+        return self._draw(shape).to(self.dtype)
 
     def reduced(self, *shape: int) -> Tensor:
         """In the dtype of log-determinants: float64 for float64, else float32."""
         dtype = torch.float64 if self.dtype is torch.float64 else torch.float32
-        return torch.randn(shape, generator=self.generator).to(self.device, dtype)
+        return self._draw(shape).to(dtype)
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device)

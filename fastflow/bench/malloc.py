@@ -7,6 +7,7 @@ PyTorch, which allocates most, loses most by that: a ratio measured so would fla
 import os
 import platform
 import sys
+from typing import NoReturn
 
 _TUNABLES = {"glibc.malloc.mmap_threshold": 4294967296, "glibc.malloc.trim_threshold": 17179869184}
 
@@ -26,7 +27,13 @@ def ensure_tuned() -> None:
           flush=True)
     # The profiler, which counts memory, announces itself on stderr unless told not to before torch is imported.
     environment = os.environ | {"GLIBC_TUNABLES": ":".join(settings), "KINETO_LOG_LEVEL": "99"}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    start_again(environment)
+
+
+def start_again(environment: dict[str, str], *arguments: str) -> NoReturn:
+    """This command again in a fresh process, with more arguments after its own."""
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:], *arguments], environment)
 
 
 def description() -> str:

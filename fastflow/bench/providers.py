@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 from fastflow.bench import affine_coupling, plain_ops
 from fastflow.bench.cases import Case
@@ -22,14 +23,14 @@ def serves(provider: str, case: Case) -> bool:
     """Whether this provider computes the case at all."""
     op = _OPS[case.op]
     if provider in ("compile", "aoti"):
-        return provider == "compile" or case.direction != "forward+backward"
+        return provider == "compile" or not case.trains
     return provider in op.calls and case.variant in op.limited.get(provider, (case.variant,))
 
 
 def prepare(provider: str, case: Case, device: str = "cpu") -> Callable[[], tuple[Tensor, ...]]:
     """The provider's call on this case, without arguments, compiled for the present number of threads.
 
-    forward and inverse: the op's outputs, nothing recorded; forward+backward: the gradients of every input.
+    forward and inverse: the op's outputs, nothing recorded; otherwise the gradients of every input.
     """
     op = _OPS[case.op]
     given = op.inputs(case, provider, device)
@@ -39,9 +40,15 @@ def prepare(provider: str, case: Case, device: str = "cpu") -> Callable[[], tupl
         call = _ahead_of_time(op.calls["eager"](case, given), given)
     else:
         call = op.calls[provider](case, given)
-    if case.direction != "forward+backward":
+    if not case.trains:
         return partial(call, *given.arguments)
     leaves, grads = given.tracked(), given.grads
+    if case.direction == "backward":
+        # What the compiler's backward may overwrite by default is needed again here.
+        with functorch_config.patch(donated_buffer=False):
+            outputs = call(*given.arguments)[: len(grads)]
+            torch.autograd.grad(outputs, leaves, grads, retain_graph=True)  # the compiler compiles it now
+        return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
 
     def step():
         return torch.autograd.grad(call(*given.arguments)[: len(grads)], leaves, grads)

@@ -1,11 +1,9 @@
 """Records: what was measured, on what, from which sources, and which tests were green there."""
 
 import json
+import os
 import platform
 import subprocess
-import sys
-import tempfile
-import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fastflow import __version__, _backend, _proof
-from fastflow.bench import cases, malloc
+from fastflow.bench import malloc
 
 ROOT = Path(__file__).parents[2]
 _PACKAGES = ("torch", "triton", "numpy")
@@ -44,8 +42,8 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def write(where: Path, results: list[dict], rates: dict, *, commit: str, machine: dict, tests: bool) -> Path:
-    """Adds `machine` (of `describe_device`), versions, sources and tests to what was measured.
+def write(where: Path, results: list[dict], rates: dict, *, commit: str, machine: dict, parts: dict) -> Path:
+    """Adds `machine` (of `describe_device`), versions and sources to what was measured and to the other `parts`.
 
     Writes <device>-<UTC time>.json into `where`.
     """
@@ -53,15 +51,20 @@ def write(where: Path, results: list[dict], rates: dict, *, commit: str, machine
     content = {
         "time": now.isoformat(timespec="seconds"), "commit": commit, "device": machine, "versions": versions(),
         "malloc": malloc.description() if device == "cpu" else None,
+        "launch_table": os.environ.get("FASTFLOW_LAUNCH_TABLE"),
         "backends": {name: state.status for name, state in _backend.backends().items()},
         "sources": _proof.sources(),
-        "tests": run_tests(device) if tests else {},
+        **parts,
         "rates": rates, "results": [_with_shares(result, rates[str(result["threads"])]) for result in results],
     }
-    name = "".join(c if c.isalnum() else "-" for c in machine["name"]).strip("-").lower()
-    path = where / f"{name}-{now:%Y%m%dT%H%M%SZ}.json"
+    path = where / f"{slug(machine)}-{now:%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def slug(machine: dict) -> str:
+    """The device's name as files have it."""
+    return "".join(c if c.isalnum() else "-" for c in machine["name"]).strip("-").lower()
 
 
 def _with_shares(result: dict, rates: dict) -> dict:
@@ -118,36 +121,3 @@ def require_tests() -> None:
     """Raises ValueError in an installed package, which has no tests."""
     if not (ROOT / "tests").is_dir():
         raise ValueError(f"tests are not in {ROOT}, expected a checkout; --no-tests records without them")
-
-
-def run_tests(device: str) -> dict[str, dict[str, int]]:
-    """{passed, failed, skipped} by backend: of the GPU tests with its name in theirs ("triton", "cuda"), or of the
-    measured ops' tests ("cpu"). A failed collection fails."""
-    if device == "cuda":
-        return {backend: _pytest("-m", "gpu", "-k", backend, "tests") for backend in ("triton", "cuda")}
-    return {"cpu": _pytest(*_op_tests())}
-
-
-def _pytest(*chosen: str) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--junitxml={report}", *chosen]
-        subprocess.run(command, cwd=ROOT, check=False)
-        return count_tests(report)
-
-
-def _op_tests() -> list[str]:
-    return sorted(str(path) for op in cases.OPS for path in (ROOT / "tests").glob(f"test_{op}*.py"))
-
-
-def count_tests(report: Path) -> dict[str, int]:
-    """{passed, failed, skipped} of a junit file; errors count as failed, and so does a file that is not there."""
-    if not report.exists():
-        return {"passed": 0, "failed": 1, "skipped": 0}
-    suites = ElementTree.parse(report).getroot().iter("testsuite")
-    totals = {key: 0 for key in ("tests", "failures", "errors", "skipped")}
-    for suite in suites:
-        for key in totals:
-            totals[key] += int(suite.get(key, 0))
-    failed = totals["failures"] + totals["errors"]
-    return {"passed": totals["tests"] - failed - totals["skipped"], "failed": failed, "skipped": totals["skipped"]}

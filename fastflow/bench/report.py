@@ -4,7 +4,7 @@ import json
 from itertools import groupby
 from pathlib import Path
 
-from fastflow.bench.table import duration, header, row, verdict
+from fastflow.bench.table import duration, header, rivals_of, row, verdict
 
 
 def load(path: Path) -> dict:
@@ -28,12 +28,15 @@ def table(record: dict) -> str:
     lines = [title(record)]
     for name, counts in record["tests"].items():
         lines.append(f"{name} tests: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    for backend, tools in record.get("sanitizer", {}).items():
+        lines += [f"{backend} {tool}: {found['status']} {found['reason']}".rstrip() for tool, found in tools.items()]
+    lines += [f"FAILED {name}: {error}" for name, error in record.get("failed", {}).items()]
     for count, rates in record["rates"].items():
         lines.append(f"{count} thread(s): copy {rates['copy_bytes_per_second'] / 1e9:.1f} GB/s, "
                      f"float32 matrix product {rates['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s")
     for (op, count), group in groupby(record["results"], lambda result: (result["op"], result["threads"])):
         results = list(group)
-        rivals = list(dict.fromkeys(name for result in results for name in result["providers"] if name != "fastflow"))
+        rivals = rivals_of(results)
         lines += ["", f"{op}, {count} thread(s), malloc {record['malloc']}", header(rivals)]
         lines += [row(result, rivals) for result in results]
     return "\n".join([*lines, "", verdict(record["results"])])

@@ -1,15 +1,18 @@
 """Measures cases: every provider interleaved with a copy of the same bytes, at each number of threads."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
 
 from fastflow import _backend
 from fastflow.bench import serving
-from fastflow.bench.cases import Case
+from fastflow.bench.cases import Case, cuda_targets
+from fastflow.bench.overhead import overhead
 from fastflow.bench.providers import prepare, serves
 from fastflow.bench.timing import measure, peak_memory, threads
+from fastflow.bench.traffic import traffic
 
 # bytes moved by the copy and size of the square matrices that measure a device
 RATES = {"cpu": (2**28, 1024), "cuda": (2**31, 8192)}
@@ -19,9 +22,11 @@ def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[in
         seconds: float = 1.0, memory: bool = False) -> Iterator[dict]:
     """Yields one result for each number of threads and case, as it is measured; `seconds` is spent on each.
 
-    A result holds the case's fields, `threads`, `bytes` and `flops` (minimum), `copy_seconds` (a copy of that many
-    bytes, half read, half written), `providers` {name: seconds, spread, blocks, and with `memory` peak_bytes},
+    A result holds the case's fields, `threads`, `bytes` and `flops` (minimum), `eager_bytes` (what eager moves),
+    `copy_seconds` and `copy_spread` (of a copy of that many bytes, half read, half written), `providers` {name:
+    seconds, spread, blocks, and with `memory` peak_bytes}, `failed` {rival: why it could not be measured},
     `disturbance`, `targets`, and `backend`, the one that served this library's call: on CUDA its kernel, proved or not.
+    A small case of the GPU figures also has `overhead`, by `overhead.overhead`.
     """
     cases = list(cases)
     for count in thread_counts:
@@ -39,8 +44,12 @@ def _kernel_of(op: str, device: str) -> str:
 
 
 def _measured(case: Case, rivals: Iterable[str], count: int, device: str, seconds: float, memory: bool) -> dict:
-    names = ["fastflow", *(name for name in rivals if serves(name, case))]
-    calls = {name: prepare(name, case, device) for name in names}
+    on_cuda = torch.device(device).type == "cuda"
+    calls, failed = {"fastflow": prepare("fastflow", case, device)}, {}
+    for name in (name for name in rivals if serves(name, case)):
+        with _noting(failed, name):
+            calls[name] = _tried(prepare(name, case, device))
+    eager_bytes = traffic(calls["eager"]) if "eager" in calls else None
     timings, disturbance = measure(calls | {"copy": copy_call(case.bytes, device)}, seconds, device)
     copy = timings.pop("copy")
     providers = {name: asdict(timing) for name, timing in timings.items()}
@@ -49,14 +58,37 @@ def _measured(case: Case, rivals: Iterable[str], count: int, device: str, second
             providers[name]["peak_bytes"] = peak_memory(call, device)
     with serving.watch(device) as served:
         calls["fastflow"]()
-    targets = case.targets if torch.device(device).type == "cpu" else {}
-    return {
+    result = {
         **asdict(case), "size": case.size, "regime": case.regime, "threads": count, "device": device,
-        "backend": served.get(case.op, "plain PyTorch"),
-        "bytes": case.bytes, "flops": case.flops, "copy_seconds": copy.seconds, "providers": providers,
-        "targets": {name: ratio for name, ratio in targets.items() if name in providers},
+        "backend": served.get(_entry(case), "plain PyTorch"),
+        "bytes": case.bytes, "flops": case.flops, "eager_bytes": eager_bytes,
+        "copy_seconds": copy.seconds, "copy_spread": copy.spread, "providers": providers, "failed": failed,
         "disturbance": asdict(disturbance) | {"reason": disturbance.reason},
     }
+    targets = cuda_targets(case, eager_bytes or 0) if on_cuda else case.targets
+    if on_cuda and targets and case.regime == "small":
+        with _noting(failed, "overhead"):
+            result["overhead"] = overhead(case, device, seconds)
+    return result | {"targets": {name: ratio for name, ratio in targets.items() if name in (*providers, "copy")}}
+
+
+def _entry(case: Case) -> str:
+    """The dispatcher's name for what is measured."""
+    return f"{case.op}_backward" if case.direction == "backward" else case.op
+
+
+@contextmanager
+def _noting(failed: dict[str, str], name: str) -> Iterator[None]:
+    """A rival that cannot be measured, for want of memory or of its compiler, is named and left out."""
+    try:
+        yield
+    except Exception as error:
+        failed[name] = f"{type(error).__name__}: {error}"[:500]
+
+
+def _tried(call: Callable) -> Callable:
+    call()
+    return call
 
 
 def copy_call(size: int, device: str = "cpu") -> Callable[[], torch.Tensor]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from fastflow.bench.overhead import judge
 from fastflow.bench.timing import NOISY_SPREAD
 
-WIDTHS = {"case": 36, "direction": 16, "fastflow": 10, "spread": 6, "GB/s": 6, "of copy": 7}
+WIDTHS = {"case": 36, "direction": 16, "fastflow": 10, "spread": 6, "GB/s": 6, "of copy": 7, "traffic": 7}
 RIVAL_WIDTH = 16
 
 
@@ -16,7 +17,8 @@ def header(rivals: Iterable[str]) -> str:
 
 
 def row(result: dict, rivals: Iterable[str]) -> str:
-    """One result: time, spread, GB/s of minimum traffic, share of a copy of the same bytes, speed over each rival."""
+    """One result: time, spread, GB/s of minimum traffic, share of a copy of the same bytes, how many times the minimum
+    traffic eager moves, speed over each rival."""
     own = result["providers"]["fastflow"]
     case = f"{result['size']} {result['variant']}"
     if result["dtype"] != "float32":
@@ -26,11 +28,13 @@ def row(result: dict, rivals: Iterable[str]) -> str:
         f"{duration(own['seconds']):>{WIDTHS['fastflow']}}", f"{own['spread']:>{WIDTHS['spread']}.0%}",
         f"{result['bytes'] / own['seconds'] / 1e9:>{WIDTHS['GB/s']}.1f}",
         f"{result['copy_seconds'] / own['seconds']:>{WIDTHS['of copy']}.0%}",
+        f"{_traffic(result):>{WIDTHS['traffic']}}",
         *(f"{_rival(result, name):>{RIVAL_WIDTH}}" for name in rivals),
     ]
-    lines = ["  ".join(cells)]
+    lines = ["  ".join(cells), *_overhead(result)]
     if result["backend"] == "reference":
         lines.append("    served by the reference, not by a kernel")
+    lines += [f"    {name} not measured: {why.splitlines()[0]}" for name, why in result.get("failed", {}).items()]
     wide = [f"{name} {provider['spread']:.0%}" for name, provider in result["providers"].items()
             if provider["spread"] > NOISY_SPREAD]
     reasons = [result["disturbance"]["reason"], f"spread of {', '.join(wide)}" if wide else ""]
@@ -39,35 +43,62 @@ def row(result: dict, rivals: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
+def rivals_of(results: Iterable[dict]) -> list[str]:
+    """The columns for these results: every provider but this library, and a copy where a target is set for it."""
+    names = (name for result in results for name in (*result["providers"], *result["targets"]))
+    return [name for name in dict.fromkeys(names) if name != "fastflow"]
+
+
+def _traffic(result: dict) -> str:
+    moved = result.get("eager_bytes")
+    return f"{moved / result['bytes']:.2f}" if moved else "-"
+
+
 def _rival(result: dict, name: str) -> str:
-    if name not in result["providers"]:
+    if name not in (*result["providers"], "copy"):
         return "-"
     ratio = speed_over(result, name)
     target = result["targets"].get(name)
     if target is None:
         return f"{ratio:.2f}"
     judged = _judge(result, name, target)
-    return f"{ratio:.2f} {'>=' if ratio >= target else '<'} {target:g} {_VERDICTS[judged]}"
+    return f"{ratio:.2f} {'>=' if ratio >= target else '<'} {target:.3g} {_VERDICTS[judged]}"
+
+
+def _overhead(result: dict) -> list[str]:
+    """What a small call costs, where that was measured."""
+    if "overhead" not in result:
+        return []
+    cost = result["overhead"]
+    parts = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in cost["parts"].items())
+    figures = ", ".join(f"{name} {value:.1f} (target {target:g}) {'ok' if met else 'MISS'}"
+                        for name, (value, target, met) in judge(result).items())
+    eager = ", ".join(f"{kind} {duration(cost[kind]['eager'])}" for kind in ("python", "graph") if kind in cost)
+    return [f"    {figures}; parts in us: {parts}; eager: {eager}"]
 
 
 _VERDICTS = {"met": "ok", "missed": "MISS", "undecided (not quiet)": "?"}
 
 
 def _judge(result: dict, rival: str, target: float) -> str:
-    spread = max(result["providers"][name]["spread"] for name in ("fastflow", rival))
-    if result["disturbance"]["reason"] or spread > NOISY_SPREAD:
+    providers = result["providers"]
+    spread = result.get("copy_spread", 0.0) if rival == "copy" else providers[rival]["spread"]
+    if result["disturbance"]["reason"] or max(spread, providers["fastflow"]["spread"]) > NOISY_SPREAD:
         return "undecided (not quiet)"
     return "met" if speed_over(result, rival) >= target else "missed"
 
 
 def speed_over(result: dict, rival: str) -> float:
-    """How many times the rival's speed this library reached."""
-    return result["providers"][rival]["seconds"] / result["providers"]["fastflow"]["seconds"]
+    """How many times the rival's speed this library reached; "copy" copies the case's bytes."""
+    seconds = result["copy_seconds"] if rival == "copy" else result["providers"][rival]["seconds"]
+    return seconds / result["providers"]["fastflow"]["seconds"]
 
 
 def verdict(results: list[dict]) -> str:
     """How many targets were met and missed; one measured on a busy machine is undecided."""
     judged = [_judge(result, rival, target) for result in results for rival, target in result["targets"].items()]
+    judged += ["met" if met else "missed" for result in results if "overhead" in result
+               for _, _, met in judge(result).values()]
     return f"{len(judged)} targets: " + ", ".join(f"{judged.count(what)} {what}" for what in _VERDICTS)
 
 

@@ -16,6 +16,8 @@ ROUNDS = (9, 201)
 ATTEMPTS = 3
 NOISY_SPREAD = 0.15
 NOISY_SHARE = 0.5
+HOST_CALLS = 100  # a block, at most: the device's queue holds about a thousand kernels, and then the host waits
+CUDA_CALLS = 50  # a block, at most: each has a flush of its own, which takes longer than a small call
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,15 @@ def summarize(blocks: list[tuple[float, int]]) -> Timing:
 
 
 def measure(calls: dict[str, Callable[[], object]], seconds: float, device: str = "cpu",
-            ) -> tuple[dict[str, Timing], Disturbance]:
-    """Times all calls in turn, a block each, round after round for about `seconds`, after a warm-up.
+            block: Callable[[Callable, int], float] | None = None) -> tuple[dict[str, Timing], Disturbance]:
+    """Times all calls in turn, a block each, round after round for about `seconds`, after a warm-up. `block` replaces
+    the device's stopwatch.
 
     On one CPU thread the clock is that thread's CPU time: the wall's on a quiet machine, and without what other
     processes took on a busy one. With more threads, which wait for each other, it is the wall's. A disturbed
     measurement is repeated, up to ATTEMPTS times; the least disturbed one is returned with its witness.
     """
-    block = _stopwatch(device)
+    block = block or _stopwatch(device)
     counts = {name: _calls_a_block(call, block) for name, call in calls.items()}
     attempts, give_up = [], time.perf_counter() + ATTEMPTS * seconds
     while True:
@@ -93,7 +96,8 @@ def _interruptions() -> int:
 def _calls_a_block(call: Callable, block: Callable) -> int:
     for _ in range(3):
         call()
-    return max(1, round(BLOCK_SECONDS / min(block(call, 1) for _ in range(3))))
+    count = max(1, round(BLOCK_SECONDS / min(block(call, 1) for _ in range(3))))
+    return min(count, CUDA_CALLS) if block is cuda_block else count
 
 
 def _stopwatch(device: str) -> Callable[[Callable, int], float]:
@@ -121,16 +125,24 @@ def thread_block(call: Callable, count: int) -> float:
     return wall_block(call, count, time.thread_time)
 
 
+def host_block(call: Callable, count: int) -> float:
+    """Seconds that the host takes for one call on CUDA: the device gets its work and is not waited for."""
+    torch.cuda.synchronize()
+    seconds = wall_block(call, min(count, HOST_CALLS))
+    torch.cuda.synchronize()
+    return seconds
+
+
 def cuda_block(call: Callable, count: int) -> float:
     """Seconds of one call by CUDA events, each call after its inputs were flushed out of the L2 cache.
 
-    The flush, a write of twice the L2, also keeps the device busy while the host enqueues the call: launch latency
-    counts only where the host is slower than that.
+    The flush reads four times the L2: a write would leave lines there that the call has to pay for. It also keeps the
+    device busy while the host enqueues the call: launch latency counts only where the host is slower than that.
     """
-    scratch = torch.empty(2 * torch.cuda.get_device_properties().L2_cache_size, dtype=torch.int8, device="cuda")
+    scratch = torch.empty(torch.cuda.get_device_properties().L2_cache_size, dtype=torch.float32, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
     for start, end in events:
-        scratch.zero_()
+        scratch.max()
         start.record()
         call()
         end.record()
