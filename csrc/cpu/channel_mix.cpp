@@ -14,6 +14,9 @@
 namespace fastflow {
 namespace {
 
+// `squeeze` of the schema: positive, x is squeezed as it is read; negative, z is un-squeezed as it is written.
+constexpr int64_t none = 0, by_position = 1;  // 2: by channel
+
 int64_t pixels_of(const Tensor& x) {
   int64_t pixels = 1;
   for (int64_t d = 2; d < x.dim(); ++d) pixels *= x.size(d);
@@ -35,8 +38,8 @@ int64_t pixel_stride(const Tensor& x) {
 // Channels last or pixels side by side, one of the two for every tensor of a call; one that has neither is copied.
 class Layout {
  public:
-  explicit Layout(const Tensor& x) : rows_(x.size(0)), pixels_(pixels_of(x)) {
-    channels_last_ = pixels_ == 1 || has_channels_last(x);
+  Layout(const Tensor& x, int64_t squeeze) : rows_(x.size(0)), pixels_(squeeze > 0 ? pixels_of(x) / 4 : pixels_of(x)) {
+    channels_last_ = squeeze == none && (pixels_ == 1 || has_channels_last(x));
   }
 
   Pixels read(const Tensor& x, const std::optional<Tensor>& rest) {
@@ -45,7 +48,23 @@ class Layout {
   }
 
   Pixels write(const Tensor& z, const std::optional<Tensor>& rest) const {
-    return {dtype_of(z), {channels(z), rest ? channels(*rest) : Channels{}}};
+    Pixels pixels = {dtype_of(z), {channels(z, 0)}};
+    if (rest) pixels.part[1] = channels(*rest, static_cast<int>(z.size(1)));
+    return pixels;
+  }
+
+  // A tensor whose blocks of 2 x 2 pixels are channels here.
+  Pixels squeezed(const Tensor& x, int64_t squeeze) const {
+    Pixels pixels = {dtype_of(x), {}};
+    const int count = static_cast<int>(x.size(1));
+    const bool in_runs = squeeze == by_position || squeeze == -by_position;
+    for (int n = 0; n < 4; ++n) {
+      char* const first = static_cast<char*>(x.data_ptr()) +
+                          (n / 2 * x.stride(2) + n % 2 * x.stride(3)) * bytes_of[pixels.dtype];
+      pixels.part[n] = {first, x.stride(0), x.stride(1), 2 * x.stride(3), count, in_runs ? n * count : n,
+                        in_runs ? 1 : 4, x.size(3) / 2, 2 * x.stride(2)};
+    }
+    return pixels;
   }
 
   ChannelMix describe(const Tensor& matrix, const Pixels& x, const Pixels& z, const Pixels& saved) {
@@ -68,25 +87,27 @@ class Layout {
 
  private:
   Tensor readable(const Tensor& x) {
-    const int64_t stride = pixel_stride(x);
+    const int64_t stride = pixels_ == 1 ? 1 : pixel_stride(x);
     if (channels_last_ ? (x.stride(1) == 1 || x.size(1) == 1) && stride >= 0 : stride == 1) return x;
     copies_.push_back(allocate(x.sizes(), native_dtype(x), channels_last_));
     return torch::stable::copy_(copies_.back(), x);
   }
 
-  Channels channels(const Tensor& x) const {
+  Channels channels(const Tensor& x, int first) const {
     return {static_cast<char*>(x.data_ptr()), x.stride(0), channels_last_ ? 1 : x.stride(1), pixel_stride(x),
-            static_cast<int>(x.size(1))};
+            static_cast<int>(x.size(1)), first, 1, 0, 0};
   }
 
   // All rows as one where every pixel is as far from the next.
   void merge_rows(ChannelMix& op) const {
-    Channels* const parts[] = {&op.x.part[0], &op.x.part[1],     &op.z.part[0],
-                               &op.z.part[1], &op.saved.part[0], &op.saved.part[1]};
-    for (Channels* part : parts) {
-      if (pixels_ > 1 && part->row_stride != pixels_ * part->pixel_stride) return;
+    for (const Pixels* each : {&op.x, &op.z, &op.saved}) {
+      for (const Channels& part : each->part) {
+        if (pixels_ > 1 && part.row_stride != pixels_ * part.pixel_stride) return;
+      }
     }
-    for (Channels* part : parts) part->pixel_stride = part->row_stride / pixels_;
+    for (Pixels* each : {&op.x, &op.z, &op.saved}) {
+      for (Channels& part : each->part) part.pixel_stride = part.row_stride / pixels_;
+    }
     op.pixels = rows_ * pixels_;
   }
 
@@ -111,25 +132,40 @@ void add_own(Tensor& total, const Tensor& own, const std::optional<Tensor>& log_
   for (int64_t row = 0; row < total.size(0); ++row) to[row] = value + (running ? running[row * stride] : 0);
 }
 
+// Squeezing gives, and un-squeezing takes, four times the channels; both lay z out with its pixels side by side.
+Tensor allocate_result(const Tensor& x, int64_t channels, int64_t squeeze) {
+  if (squeeze == none) return allocate_channels(x, channels);
+  const bool squeezes = squeeze > 0;
+  return allocate({x.size(0), squeezes ? channels : channels / 4, squeezes ? x.size(2) / 2 : 2 * x.size(2),
+                   squeezes ? x.size(3) / 2 : 2 * x.size(3)}, native_dtype(x));
+}
+
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> rest, const Tensor& matrix,
                                            std::optional<Tensor> center, std::optional<Tensor> shift, const Tensor& own,
-                                           std::optional<Tensor> log_det, int64_t split) {
+                                           std::optional<Tensor> log_det, int64_t split, int64_t squeeze) {
   const int64_t channels = matrix.size(0);
-  Tensor z = allocate_channels(x, split ? split : channels);
-  Tensor z_rest = split ? allocate_channels(x, channels - split) : allocate({0}, native_dtype(x));
+  Tensor z = allocate_result(x, split ? split : channels, squeeze);
+  Tensor z_rest = split ? allocate_result(x, channels - split, squeeze) : allocate({0}, native_dtype(x));
   Tensor total = allocate_log_det(x);
   dtype_of(x) == float64 ? add_own<double>(total, own, log_det) : add_own<float>(total, own, log_det);
   if (x.numel() == 0) return {z, z_rest, total};
   const Tensor entries = torch::stable::contiguous(matrix), dense_center = dense(center), dense_shift = dense(shift);
-  Layout layout(x);
-  const Pixels to = split ? layout.write(z, z_rest) : layout.write(z, {});
-  ChannelMix op = layout.describe(entries, layout.read(x, rest), to, {});
+  Layout layout(x, squeeze);
+  const Pixels from = squeeze > 0 ? layout.squeezed(x, squeeze) : layout.read(x, rest);
+  const Pixels to = squeeze < 0 ? layout.squeezed(z, squeeze)
+                    : split     ? layout.write(z, z_rest) : layout.write(z, {});
+  ChannelMix op = layout.describe(entries, from, to, {});
   if (center) op.center = dense_center.data_ptr();
   if (shift) op.shift = dense_shift.data_ptr();
   const auto kernel = FASTFLOW_KERNEL(channel_mix);
   torch::stable::parallel_for(0, layout.tiles(op), tiles_a_thread(op),
                               [&](int64_t first, int64_t last) { kernel(op, first, last); });
   return {z, z_rest, total};
+}
+
+Tensor allocate_grad(const Tensor& x, int64_t channels, int64_t squeeze) {
+  if (squeeze == none) return allocate_channels(x, channels);
+  return allocate({x.size(0), channels, x.size(2), x.size(3)}, native_dtype(x));
 }
 
 template <class T>
@@ -140,19 +176,22 @@ void narrow(const double* from, Tensor& to) {
 // Sums the parameters' gradients over fixed parts of the tiles: the same bits on any number of threads.
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_z, std::optional<Tensor> grad_rest,
                                                     const Tensor& x, std::optional<Tensor> rest, const Tensor& matrix,
-                                                    std::optional<Tensor> center) {
+                                                    std::optional<Tensor> center, int64_t squeeze) {
   const int64_t channels = matrix.size(0), sums_of_part = channels * (channels + 1);
-  Tensor grad_x = allocate_channels(x, x.size(1));
-  Tensor grad_x_rest = rest ? allocate_channels(x, rest->size(1)) : allocate({0}, native_dtype(x));
+  Tensor grad_x = allocate_grad(x, x.size(1), squeeze);
+  Tensor grad_x_rest = rest ? allocate_grad(x, rest->size(1), squeeze) : allocate({0}, native_dtype(x));
   Tensor grad_matrix = allocate(matrix.sizes(), native_dtype(matrix));
   Tensor grad_shift = allocate(matrix.sizes().slice(0, 1), native_dtype(matrix));
   if (x.numel() == 0) {
     return {grad_x, grad_x_rest, torch::stable::zero_(grad_matrix), torch::stable::zero_(grad_shift)};
   }
   const Tensor entries = torch::stable::contiguous(matrix), dense_center = dense(center);
-  Layout layout(x);
-  const Pixels to = rest ? layout.write(grad_x, grad_x_rest) : layout.write(grad_x, {});
-  ChannelMix op = layout.describe(entries, layout.read(grad_z, grad_rest), to, layout.read(x, rest));
+  Layout layout(x, squeeze);
+  const Pixels from = squeeze < 0 ? layout.squeezed(grad_z, squeeze) : layout.read(grad_z, grad_rest);
+  const Pixels saved = squeeze > 0 ? layout.squeezed(x, squeeze) : layout.read(x, rest);
+  const Pixels to = squeeze > 0 ? layout.squeezed(grad_x, squeeze)
+                    : rest      ? layout.write(grad_x, grad_x_rest) : layout.write(grad_x, {});
+  ChannelMix op = layout.describe(entries, from, to, saved);
   if (center) op.center = dense_center.data_ptr();
   const int64_t tiles = layout.tiles(op);
   const int64_t part_tiles = std::max(8 * tiles_a_thread(op), 1 + (tiles - 1) / 256), parts = 1 + (tiles - 1) / part_tiles;

@@ -9,17 +9,19 @@ constexpr int most_channels = 64;
 // Numbers of a tile of pixels, their channels rounded up to 16.
 constexpr int64_t tile_capacity = 16384;
 
-// Some channels of every pixel. Strides are in elements; that of the channels, or of the pixels, is 1.
+// Channels first, first + step, ... of every pixel. Strides are in elements; that of the channels, or of the pixels, is 1,
+// or else the pixels are every second one of every second line.
 struct Channels {
   char* data;
   int64_t row_stride, channel_stride, pixel_stride;
-  int count;
+  int count, first, step;
+  int64_t width, line_stride;  // width 0: pixel_stride leads from each pixel to the next
 };
 
-// All channels of every pixel, in one tensor or two.
+// All channels of every pixel: in one tensor, in two, or in one with four pixels for each.
 struct Pixels {
   Dtype dtype;
-  Channels part[2];
+  Channels part[4];
 };
 
 struct ChannelMix {

@@ -37,37 +37,59 @@ struct ChannelVector {
   alignas(64) T of[most_channels];
 };
 
-// A tile with the pixels side by side: where each channel's lie, in the tensors or, in other storage, in a buffer.
+// A tile with the pixels side by side: where each channel's lie, in the tensors or in a buffer.
 template <class T>
 class Planes {
  public:
-  Planes(const Pixels& pixels, const Tile& tile, T* buffer) : count(tile.count), pixels_(pixels) {
+  Planes(const Pixels& pixels, const Tile& tile, T* buffer) : count(tile.count), pixels_(pixels), tile_(tile) {
+    direct_ = pixels.dtype == native<T> && pixels.part[0].width == 0;
     for (const Channels& part : pixels.part) {
-      char* const from = place(pixels, part, tile);
-      for (int c = 0; c < part.count; ++c, ++channels_) {
-        stored_[channels_] = from + c * part.channel_stride * bytes_of[pixels.dtype];
-        channel[channels_] = direct() ? reinterpret_cast<T*>(stored_[channels_]) : buffer + channels_ * count;
+      for (int c = 0, k = part.first; c < part.count; ++c, k += part.step) {
+        char* const first = part.data + (tile.row * part.row_stride + c * part.channel_stride) * bytes();
+        channel[k] = direct_ ? reinterpret_cast<T*>(first) + tile.pixel : buffer + k * count;
       }
     }
   }
 
   void read() const {
-    for (int c = 0; c < channels_ && !direct(); ++c) pack(channel[c], stored_[c], pixels_.dtype, {1, count, 0, 1});
+    over_runs([&](T* to, const char* from, int64_t length, int64_t stride) {
+      pack(to, from, pixels_.dtype, {1, length, 0, stride});
+    });
   }
 
   void write() const {
-    for (int c = 0; c < channels_ && !direct(); ++c) unpack(stored_[c], channel[c], pixels_.dtype, {1, count, 0, 1});
+    over_runs([&](const T* from, char* to, int64_t length, int64_t stride) {
+      unpack(to, from, pixels_.dtype, {1, length, 0, stride});
+    });
   }
 
   T* channel[most_channels];
   const int64_t count;
 
  private:
-  bool direct() const { return pixels_.dtype == native<T>; }
+  int64_t bytes() const { return bytes_of[pixels_.dtype]; }
+
+  // Calls body(in the buffer, in the tensor, length, stride) for pixels with one stride.
+  template <class Body>
+  void over_runs(Body body) const {
+    for (const Channels& part : pixels_.part) {
+      for (int c = 0, k = part.first; c < part.count && !direct_; ++c, k += part.step) {
+        char* const plane = part.data + (tile_.row * part.row_stride + c * part.channel_stride) * bytes();
+        for (int64_t done = 0; done < count;) {
+          const int64_t pixel = tile_.pixel + done, column = part.width == 0 ? pixel : pixel % part.width;
+          const int64_t line = part.width == 0 ? 0 : pixel / part.width;
+          const int64_t length = part.width == 0 ? count : smaller(count - done, part.width - column);
+          body(channel[k] + done, plane + (line * part.line_stride + column * part.pixel_stride) * bytes(), length,
+               part.pixel_stride);
+          done += length;
+        }
+      }
+    }
+  }
 
   const Pixels& pixels_;
-  char* stored_[most_channels];
-  int channels_ = 0;
+  const Tile tile_;
+  bool direct_;
 };
 
 // A tile with the channels of a pixel side by side: in the tensor or, where that is two, or of other storage, or has to
@@ -85,15 +107,15 @@ class Lines {
   }
 
   void read() const {
+    const Channels& first = pixels_.part[0];
+    const bool one = pixels_.dtype == native<T> && pixels_.part[1].count == 0;
     for (int64_t p = 0; p < count && !direct_; ++p) {
       T* to = data + p * pitch;
-      store<T>(to + pitch - width<T>, Vec<T>{});
-      for (const Channels& part : pixels_.part) {
-        pack(to, pixel(part, p), pixels_.dtype, {1, part.count, 0, 1});
-        to += part.count;
-      }
-      for (int64_t k = 0; k < pitch && center_.given; k += width<T>) {
-        store<T>(data + p * pitch + k, load(data + p * pitch + k) - load(center_.of + k));
+      const T* const from = one ? reinterpret_cast<const T*>(pixel(first, p)) : to;
+      if (!one) gather(to, p);
+      for (int64_t k = 0; k < pitch; k += width<T>) {
+        const int lanes = static_cast<int>(one ? smaller(width<T>, first.count - k) : width<T>);
+        store<T>(to + k, (lanes == width<T> ? load(from + k) : load(from + k, lanes)) - load(center_.of + k));
       }
     }
   }
@@ -114,6 +136,14 @@ class Lines {
   int last_lanes;  // of the last vector of a pixel
 
  private:
+  void gather(T* to, int64_t p) const {
+    store<T>(to + pitch - width<T>, Vec<T>{});
+    for (const Channels& part : pixels_.part) {
+      pack(to, pixel(part, p), pixels_.dtype, {1, part.count, 0, 1});
+      to += part.count;
+    }
+  }
+
   char* pixel(const Channels& part, int64_t p) const {
     return place(pixels_, part, tile_) + p * part.pixel_stride * bytes_of[pixels_.dtype];
   }
