@@ -16,9 +16,10 @@ from fastflow.nn.gaussian_class_head import GaussianClassHead
 from fastflow.nn.logit import Logit
 from fastflow.nn.split import Split
 from fastflow.nn.squeeze import Squeeze
+from fastflow.nn.sym_log import SymLog
 
 __all__ = [
     "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
     "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead", "Logit",
-    "ResidualMLP", "Split", "Squeeze",
+    "ResidualMLP", "Split", "Squeeze", "SymLog",
 ]
