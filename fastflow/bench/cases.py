@@ -205,6 +205,11 @@ OPS = {
         traffic=lambda case: _bijection_traffic(case, parameters=0, flops=9),
         quick=(((256, 1, 28, 28), "alpha=0.05", "forward"),),
     ),
+    "sym_log": OpCases(
+        shapes=((256, 16, 8, 8),), variants=("plain",), directions=DIRECTIONS,
+        traffic=lambda case: _bijection_traffic(case, parameters=0, flops=4),
+        quick=(((256, 16, 8, 8), "plain", "forward"),),
+    ),
 }
 
 
