@@ -14,6 +14,7 @@ from fastflow.nn.flow_class_head import FlowClassHead
 from fastflow.nn.flow_sequential import FlowSequential
 from fastflow.nn.gaussian_class_head import GaussianClassHead
 from fastflow.nn.logit import Logit
+from fastflow.nn.permutation import Permutation
 from fastflow.nn.split import Split
 from fastflow.nn.squeeze import Squeeze
 from fastflow.nn.sym_log import SymLog
@@ -21,5 +22,5 @@ from fastflow.nn.sym_log import SymLog
 __all__ = [
     "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
     "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead", "Logit",
-    "ResidualMLP", "Split", "Squeeze", "SymLog",
+    "Permutation", "ResidualMLP", "Split", "Squeeze", "SymLog",
 ]
