@@ -28,14 +28,15 @@ native: setup
 # first report. The default is the best instruction set of this CPU.
 SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
     PYTHONPATH=build/sanitize/lib $(PYTEST) -p no:cacheprovider -q --capture=sys
-NOISE := tests/test_uniform_noise.py tests/test_dequantize_logit.py
+KERNEL_TESTS := $(addprefix tests/test_, $(addsuffix .py, \
+    affine_coupling channel_mix dequantize_logit logit sym_log uniform_noise))
 sanitize: setup
 	CMAKE_ARGS="-DFASTFLOW_SANITIZE=address,undefined -DFASTFLOW_CUDA=OFF" $(BIN)/python setup.py -q \
 	    build --build-base build/sanitize --build-lib build/sanitize/lib
 	$(SANITIZED) -m slow tests/test_sanitizers.py
-	$(SANITIZED) tests/test_affine_coupling.py tests/test_affine_coupling_cpu.py tests/test_logit.py $(NOISE)
-	FASTFLOW_CPU_ISA=avx2 $(SANITIZED) tests/test_affine_coupling.py tests/test_logit.py $(NOISE)
-	FASTFLOW_CPU_ISA=baseline $(SANITIZED) tests/test_affine_coupling.py tests/test_logit.py $(NOISE)
+	$(SANITIZED) tests/test_affine_coupling_cpu.py $(KERNEL_TESTS)
+	FASTFLOW_CPU_ISA=avx2 $(SANITIZED) $(KERNEL_TESTS)
+	FASTFLOW_CPU_ISA=baseline $(SANITIZED) $(KERNEL_TESTS)
 
 smoke: setup
 	$(PYTEST) -m smoke --timeout 1800

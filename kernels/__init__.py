@@ -3,9 +3,10 @@
 from .affine_coupling import affine_coupling_backward_cuda, affine_coupling_cuda
 from .dequantize_logit import dequantize_logit_cuda
 from .logit import logit_backward_cuda, logit_cuda
+from .sym_log import sym_log_backward_cuda, sym_log_cuda
 from .uniform_noise import uniform_noise_cuda
 
 __all__ = [
     "affine_coupling_backward_cuda", "affine_coupling_cuda", "dequantize_logit_cuda", "logit_backward_cuda",
-    "logit_cuda", "uniform_noise_cuda",
+    "logit_cuda", "sym_log_backward_cuda", "sym_log_cuda", "uniform_noise_cuda",
 ]

@@ -62,6 +62,13 @@ def exp(x):
 
 
 @triton.jit
+def expm1(x):
+    """e^x - 1 for x >= 0; infinity above e^88.3 (e^709.4 in float64)."""
+    power, excess = _reduced_exp(x)
+    return tl.where(x > (709.4 if x.dtype == tl.float64 else 88.3), float("inf"), tl.fma(power, excess, power - 1.0))
+
+
+@triton.jit
 def _mantissa(u):
     """(k, 2^-k) with u 2^-k in [sqrt(1/2), sqrt(2)), for a normal u > 0 below 2^127."""
     if u.dtype == tl.float64:

@@ -21,13 +21,15 @@ LEVELS = {  # as in CMakeLists.txt
 FLOATS = (np.float32, np.float64)
 
 # Largest error in ulp: with a fused multiply-add, and without.
-ULPS = {"exp": (1, 1.3), "exp_of_minus_absolute": (1, 1.3), "log": (1, 1), "log1p_ratio": (1.3, 1.7), "tanh": (2, 2),
-        "atan": (2, 2)}  # fmt: skip
-ULPS_OF_FLOAT = ULPS | {"tanh": (2.5, 2.6), "atan": (2, 2.2)}
+ULPS = {"exp": (1, 1.3), "exp_of_minus_absolute": (1, 1.3), "log": (1, 1), "log1p": (1.4, 1.4), "expm1": (1.7, 1.8),
+        "log1p_ratio": (1.3, 1.7), "tanh": (2, 2), "atan": (2, 2)}  # fmt: skip
+ULPS_OF_FLOAT = ULPS | {"expm1": (1.3, 1.3), "tanh": (2.5, 2.6), "atan": (2, 2.2)}
 TRUTH = {
     "exp": np.exp,
     "exp_of_minus_absolute": lambda x: np.exp(-abs(x)),
     "log": np.log,
+    "log1p": np.log1p,
+    "expm1": np.expm1,
     "log1p_ratio": lambda x: np.where(x == 0, 1, np.log1p(x) / np.where(x == 0, 1, x)),
     "tanh": np.tanh,
     "atan": np.arctan,
@@ -68,6 +70,10 @@ def sweep(name: str, dtype: type) -> np.ndarray:
     powers = random.uniform(1, 2, count) * 2.0 ** random.integers(info.minexp, 0, count)
     if name == "log":
         x = [1 + powers, random.uniform(0.5, 2, count), 2.0 ** random.uniform(info.minexp, info.maxexp, count)]
+    elif name == "log1p":
+        x = [powers, random.uniform(0, 4, count), 2.0 ** random.uniform(info.minexp, info.maxexp, count), [0, info.max]]
+    elif name == "expm1":
+        x = [powers, random.uniform(0, 2, count), random.uniform(0, np.log(info.max) + 1, count), [0]]
     elif name == "log1p_ratio":
         x = [powers / 2, random.uniform(0, 1, count), [0, 1]]
     elif name.startswith("exp"):
@@ -101,6 +107,8 @@ def test_special_values(native, name, dtype):
     x = [0.0, np.nan, -np.nan]
     if name == "log":
         x = [1, np.inf, np.nan, info.tiny]
+    elif name in ("log1p", "expm1"):  # from 0 on
+        x += [np.inf, info.smallest_subnormal, info.tiny, info.max]
     elif name != "log1p_ratio":
         x += [-0.0, np.inf, -np.inf, info.smallest_subnormal, -info.smallest_subnormal, info.tiny, info.max, -info.max]
     x = np.array(x, dtype)

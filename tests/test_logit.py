@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from fastflow._backend import backend as forced_backend
 from fastflow.nn import Logit
 from fastflow.ops import logit
-from fastflow.ops.logit import _backward, _backward_fallback, _fallback, _forward, reference
+from fastflow.ops.logit import _backward, _forward, reference
 
 ALPHAS = [0.0, 0.05, 0.1]
 
@@ -21,8 +21,8 @@ ALPHAS = [0.0, 0.05, 0.1]
 def backend(request, monkeypatch):
     """The reference by autograd; the autograd.Function over the reference; the Function over the native library."""
     if request.param == "fallback":
-        monkeypatch.setattr(_forward, "dispatch", _fallback)
-        monkeypatch.setattr(_backward, "dispatch", _backward_fallback)
+        for op in (_forward, _backward):
+            monkeypatch.setattr(op, "dispatch", op.fallback)
         yield request.param
         return
     if request.param == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::logit", "CPU"):

@@ -49,6 +49,7 @@ def magnitudes(low, high):
     ("name", "x"),
     [
         ("exp", spread(-87, 88)), ("exp", spread(-1, 1)), ("exp", magnitudes(-12, 0)),
+        ("expm1", spread(0, 88)), ("expm1", spread(0, 2)), ("expm1", magnitudes(-12, 0).abs()),
         ("log", magnitudes(-30, 30).abs()), ("log", spread(0.3, 3)), ("log", 1 + magnitudes(-7, -1)),
         ("log1p", spread(-0.5, 1)), ("log1p", magnitudes(-12, 9).abs()),
         ("tanh", spread(-10, 10)), ("tanh", spread(-1, 1)), ("tanh", magnitudes(-10, 2)),
@@ -70,9 +71,10 @@ def test_special_values(dtype):
         return torch.tensor(numbers, dtype=dtype, device=DEVICE)
 
     inf, nan = math.inf, math.nan
-    for name in ("exp", "log", "log1p", "tanh", "atan"):
+    for name in ("exp", "expm1", "log", "log1p", "tanh", "atan"):
         assert apply(getattr(numerics, name), values(nan)).isnan()
     assert apply(numerics.exp, values(inf, 1e4, 0.0, -0.0, -1e4, -inf)).tolist() == [inf, inf, 1, 1, 0, 0]
+    assert apply(numerics.expm1, values(inf, 1e4, 0.0)).tolist() == [inf, inf, 0]
     assert apply(numerics.tanh, values(inf, 1e30, 0.0, -1e30, -inf)).tolist() == [1, 1, 0, -1, -1]
     assert apply(numerics.log, values(1.0)).item() == apply(numerics.log1p, values(0.0)).item() == 0
     quarter = values(math.pi).item() / 4

@@ -15,8 +15,8 @@ from fastflow.bench.serving import (
     observe,
     observe_affine_coupling,
     observe_dequantize_logit,
+    observe_elementwise,
     observe_gaussian_class_scores,
-    observe_logit,
     observe_uniform_noise,
     watch,
 )
@@ -24,7 +24,7 @@ from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
 EXPECTED = {"affine_coupling": {"cpu"}, "dequantize_logit": {"cpu"}, "gaussian_class_scores": {"reference"},
-            "logit": {"cpu"}, "uniform_noise": {"cpu"}}
+            "logit": {"cpu"}, "sym_log": {"cpu"}, "uniform_noise": {"cpu"}}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_every_cell_is_served_by_its_kernel(native, cells):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("backend", "observed"), [
-    ("triton", observe_affine_coupling), ("triton", observe_logit), ("triton", observe_dequantize_logit),
+    ("triton", observe_affine_coupling), ("triton", observe_elementwise), ("triton", observe_dequantize_logit),
     ("triton", observe_uniform_noise), ("cuda", observe_gaussian_class_scores)])
 def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, backend, observed):
     state = _backend.state(backend)

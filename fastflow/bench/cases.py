@@ -235,6 +235,11 @@ OPS = {
         traffic=lambda case: (BYTES[case.dtype] * case.elements + 8 * case.shape[0], case.elements),
         quick=((_NOISE_SHAPES[0], "noise", "forward"),),
     ),
+    "sym_log": OpCases(
+        shapes=((256, 16, 8, 8),), variants=("plain",), directions=DIRECTIONS,
+        traffic=lambda case: _bijection_traffic(case, parameters=0, flops=4),
+        quick=(((256, 16, 8, 8), "plain", "forward"),),
+    ),
 }
 
 

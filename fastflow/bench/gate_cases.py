@@ -11,6 +11,8 @@ from fastflow.kernels import (
     dequantize_logit_cuda,
     logit_backward_cuda,
     logit_cuda,
+    sym_log_backward_cuda,
+    sym_log_cuda,
     uniform_noise_cuda,
 )
 from fastflow.ops.scale_map import KINDS
@@ -138,11 +140,26 @@ class CouplingCase(KernelCase):
             affine_coupling_cuda(x, scale, shift, gain, mask, log_det, *rest)
 
 
-@dataclass(frozen=True)
-class LogitCase(KernelCase):
-    """One launch of logit; `kernel` is "logit forward", "logit inverse" or their backward."""
+# op: its launchers and their settings but `inverse`, which comes last
+_ELEMENTWISE = {
+    "logit": (logit_cuda, logit_backward_cuda, {"alpha": 0.05}),
+    "sym_log": (sym_log_cuda, sym_log_backward_cuda, {}),
+}
 
-    variant: str = "alpha=0.05"
+
+@dataclass(frozen=True)
+class ElementwiseCase(KernelCase):
+    """One launch of an element-wise bijection; `kernel` is the op and "forward", "inverse" or the backward of one."""
+
+    variant: str = ""
+
+    @property
+    def form(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in _ELEMENTWISE[self.kernel.split()[0]][2].items())
+
+    @property
+    def fuses(self) -> bool:
+        return self.kernel != "sym_log backward"
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -153,11 +170,12 @@ class LogitCase(KernelCase):
         return ("grad_x_ptr",) if "backward" in self.kernel else ("z_ptr",)
 
     def call(self) -> None:
+        launch, launch_backward, settings = _ELEMENTWISE[self.kernel.split()[0]]
         x, log_det, inverse = self.empty(*self.shape), self.reduced(self.shape[0]), "inverse" in self.kernel
         if "backward" in self.kernel:
-            logit_backward_cuda(x, log_det, x, 0.05, inverse)
+            launch_backward(x, log_det, x, *settings.values(), inverse)
         else:
-            logit_cuda(x, log_det, 0.05, inverse)
+            launch(x, log_det, *settings.values(), inverse)
 
 
 @dataclass(frozen=True)
@@ -206,9 +224,11 @@ CASES = (
       for layout in ("interleaved", "mask", "channels_last", "strided") for kernel in ("forward", "backward")),
     *(CouplingCase("backward", "clamp_tanh", shift_first=shift_first, from_input=from_input)
       for shift_first, from_input in ((False, True), (True, False), (True, True))),
-    *(LogitCase(f"logit {kernel}", dtype=dtype) for kernel in ("forward", "inverse", "backward", "inverse backward")
+    *(ElementwiseCase(f"{op} {kernel}", dtype=dtype) for op in _ELEMENTWISE
+      for kernel in ("forward", "inverse", "backward", "inverse backward")
       for dtype in ("float32", "float64", "bfloat16")),
-    *(LogitCase(f"logit {kernel}", shape=_IMAGE, layout="channels_last") for kernel in ("forward", "backward")),
+    *(ElementwiseCase(f"{op} {kernel}", shape=_IMAGE, layout="channels_last") for op in _ELEMENTWISE
+      for kernel in ("forward", "backward")),
     *(NoiseCase("uniform_noise", dtype=dtype, shape=shape)
       for dtype in ("float32", "float64") for shape in ((65536, 784), (256, 784))),
     *(NoiseCase("dequantize_logit", variant, dtype)

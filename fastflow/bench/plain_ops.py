@@ -153,6 +153,28 @@ def _dequantize_logit_eager(case: Case, given: Inputs) -> Callable:
     return call
 
 
+def _sym_log_inputs(case: Case, provider: str, device: str) -> Inputs:
+    normal = Normal(case, device)
+    x, log_det = normal(*case.shape), normal.reduced(case.shape[0])
+    return Inputs((x, log_det), leaves=(x,), grads=(normal(*case.shape), normal.reduced(case.shape[0])))
+
+
+def _sym_log(case: Case, given: Inputs) -> Callable:
+    return lambda x, log_det: ops.sym_log(x, log_det=log_det, inverse=_inverse(case))
+
+
+def _sym_log_eager(case: Case, given: Inputs) -> Callable:
+    def forward(x, log_det):
+        size = x.abs().log1p()
+        return x.sign() * size, log_det - size.flatten(1).sum(1)
+
+    def inverse(z, log_det):
+        size = z.abs()
+        return z.sign() * size.expm1(), log_det + size.flatten(1).sum(1)
+
+    return inverse if _inverse(case) else forward
+
+
 PROVIDERS = {
     "act_norm": OpProviders(_act_norm_inputs, {"fastflow": _act_norm, "eager": _act_norm_eager}),
     "channel_mix": OpProviders(_channel_mix_inputs, {"fastflow": _channel_mix, "eager": _channel_mix_eager}),
@@ -160,5 +182,6 @@ PROVIDERS = {
         _dequantize_logit_inputs, {"fastflow": _dequantize_logit, "eager": _dequantize_logit_eager}),
     "gaussian_class_scores": OpProviders(_gaussian_inputs, {"fastflow": _gaussian, "eager": _gaussian_eager}),
     "logit": OpProviders(_logit_inputs, {"fastflow": _logit, "eager": _logit_eager}),
+    "sym_log": OpProviders(_sym_log_inputs, {"fastflow": _sym_log, "eager": _sym_log_eager}),
     "uniform_noise": OpProviders(_noise_inputs, {"fastflow": _noise, "eager": _noise_eager}),
 }

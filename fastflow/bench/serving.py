@@ -21,7 +21,15 @@ from torch import Tensor
 import fastflow.ops
 from fastflow import _backend
 from fastflow.bench.cases import SCALE_MAPS
-from fastflow.ops import ScaleMap, affine_coupling, dequantize_logit, gaussian_class_scores, logit, uniform_noise
+from fastflow.ops import (
+    ScaleMap,
+    affine_coupling,
+    dequantize_logit,
+    gaussian_class_scores,
+    logit,
+    sym_log,
+    uniform_noise,
+)
 from fastflow.ops._define import Op
 
 
@@ -105,7 +113,7 @@ def observe(device: str = "cpu") -> Iterator[Cell]:
     """Makes every kind of call of every op that has a kernel; yields who served each."""
     yield from observe_affine_coupling(device)
     yield from observe_gaussian_class_scores(device)
-    yield from observe_logit(device)
+    yield from observe_elementwise(device)
     yield from observe_dequantize_logit(device)
     yield from observe_uniform_noise(device)
 
@@ -179,18 +187,20 @@ def observe_gaussian_class_scores(device: str = "cpu") -> Iterator[Cell]:
         yield Cell("gaussian_class_scores", "", layout, dtype, "forward", served["gaussian_class_scores"])
 
 
-def observe_logit(device: str = "cpu") -> Iterator[Cell]:
-    """Every layout, dtype and direction."""
-    for layout, dtype, direction in product(("[B, D]", "[B, C, H, W]", *_PLACES), DTYPES, DIRECTIONS):
+def observe_elementwise(device: str = "cpu") -> Iterator[Cell]:
+    """Every layout, dtype and direction of the bijections without parameters."""
+    layouts = ("[B, D]", "[B, C, H, W]", *_PLACES)
+    for op, layout, dtype, direction in product((logit, sym_log), layouts, DTYPES, DIRECTIONS):
+        name = op.__name__
         inverse, backward = direction.startswith("inverse"), direction.endswith("backward")
         x = torch.rand(_ROWS, _CHANNELS, *(() if layout == "[B, D]" else _SPACE), device=device)
         x = _PLACES.get(layout, Tensor.contiguous)(x.to(DTYPES[dtype][0])).requires_grad_(backward)
         with watch(device) as served:
-            z, _ = logit(x, inverse=inverse)
+            z, _ = op(x, inverse=inverse)
             if backward:
                 torch.autograd.grad(z.sum(), x)
-        backend = served.get("logit_backward", "reference") if backward else served["logit"]
-        yield Cell("logit", "", layout, dtype, direction, backend)
+        backend = served.get(f"{name}_backward", "reference") if backward else served[name]
+        yield Cell(name, "", layout, dtype, direction, backend)
 
 
 def observe_dequantize_logit(device: str = "cpu") -> Iterator[Cell]:

@@ -16,11 +16,13 @@ from fastflow.nn.flow_sequential import FlowSequential
 from fastflow.nn.gaussian_class_head import GaussianClassHead
 from fastflow.nn.logit import Logit
 from fastflow.nn.noise_stream import NoiseStream
+from fastflow.nn.permutation import Permutation
 from fastflow.nn.split import Split
 from fastflow.nn.squeeze import Squeeze
+from fastflow.nn.sym_log import SymLog
 
 __all__ = [
     "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
     "DequantizeLogit", "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead",
-    "Logit", "NoiseStream", "ResidualMLP", "Split", "Squeeze",
+    "Logit", "NoiseStream", "Permutation", "ResidualMLP", "Split", "Squeeze", "SymLog",
 ]

@@ -13,13 +13,15 @@ from fastflow.ops.flow_class_scores import flow_class_scores
 from fastflow.ops.gaussian_class_marginal import gaussian_class_marginal
 from fastflow.ops.gaussian_class_scores import gaussian_class_scores
 from fastflow.ops.logit import logit
+from fastflow.ops.permute import permute
 from fastflow.ops.scale_map import ScaleMap
 from fastflow.ops.squeeze import squeeze
+from fastflow.ops.sym_log import sym_log
 from fastflow.ops.uniform_noise import uniform_noise
 
 __all__ = [
     "PLU", "QR", "Householder", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling",
     "affine_coupling_packed", "channel_mix", "class_marginal", "dequantize", "dequantize_logit", "factor_out",
     "factor_out_inverse", "flow_class_marginal", "flow_class_scores", "gaussian_class_marginal",
-    "gaussian_class_scores", "logit", "plu", "quantize", "squeeze", "uniform_noise",
+    "gaussian_class_scores", "logit", "permute", "plu", "quantize", "squeeze", "sym_log", "uniform_noise",
 ]

@@ -18,7 +18,7 @@ class Op:
     def __init__(self, name: str, schema: str, *, reference: Callable, fallback: Callable, fake: Callable,
                  on_cuda: str | None = None) -> None:
         qualified = f"fastflow::{name}"
-        self.name, self.reference, self.on_cuda = name, reference, on_cuda
+        self.name, self.reference, self.fallback, self.on_cuda = name, reference, fallback, on_cuda
         torch.library.define(qualified, schema)
         torch.library.impl(qualified, "CompositeExplicitAutograd", fallback)
         torch.library.register_fake(qualified, fake)

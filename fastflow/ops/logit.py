@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastflow import _backend
 from fastflow.ops._checks import check_dims, check_float, check_log_det, compute_dtype
-from fastflow.ops._define import Op, under_transform
+from fastflow.ops._elementwise import call, define
 
 
 def reference(x: Tensor, log_det: Tensor | None, alpha: float, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -45,48 +44,7 @@ def backward_reference(grad_z: Tensor, grad_log_det: Tensor | None, x: Tensor, a
     return grad.to(x.dtype)
 
 
-def _fallback(x: Tensor, *args) -> tuple[Tensor, Tensor]:
-    z, log_det = reference(x, *args)
-    return torch.empty_like(x).copy_(z), log_det
-
-
-def _backward_fallback(grad_z: Tensor, grad_log_det: Tensor | None, x: Tensor, *args) -> Tensor:
-    return torch.empty_like(x).copy_(backward_reference(grad_z, grad_log_det, x, *args))
-
-
-def _fake(x, log_det, *settings):
-    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=compute_dtype(x))
-
-
-_forward = Op("logit", "(Tensor x, Tensor? log_det, float alpha, bool inverse) -> (Tensor, Tensor)",
-              reference=reference, fallback=_fallback, fake=_fake, on_cuda="triton")
-_backward = Op("logit_backward",
-               "(Tensor grad_z, Tensor? grad_log_det, Tensor x, float alpha, bool inverse) -> Tensor",
-               reference=backward_reference, fallback=_backward_fallback,
-               fake=lambda grad_z, grad_log_det, x, *settings: torch.empty_like(x), on_cuda="triton")
-
-
-class _Logit(torch.autograd.Function):
-    """Saves the input."""
-
-    @staticmethod
-    def forward(ctx, x, log_det, alpha, inverse, backend):
-        ctx.settings, ctx.backend = (alpha, inverse), backend
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x)
-        return _forward.kernel(backend, x.device.type)(x, log_det, alpha, inverse)
-
-    @staticmethod
-    def backward(ctx, grad_z, grad_log_det):
-        (x,) = ctx.saved_tensors
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_z = torch.zeros_like(x) if grad_z is None else grad_z
-            # Under create_graph=True the gradient itself is differentiated: only the reference can be.
-            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, x.device.type)
-            grad_x = kernel(grad_z, grad_log_det, x, *ctx.settings)
-        return grad_x, grad_log_det if ctx.needs_input_grad[1] else None, None, None, None
+_forward, _backward = define("logit", "float alpha, bool inverse", reference, backward_reference)
 
 
 def logit(x: Tensor, *, alpha: float = 0.05, log_det: Tensor | None = None, inverse: bool = False,
@@ -106,12 +64,7 @@ def logit(x: Tensor, *, alpha: float = 0.05, log_det: Tensor | None = None, inve
     check_alpha(op, alpha)
     if log_det is not None:
         check_log_det(op, x, log_det)
-    backend = _backend.forced()
-    if backend == "reference" or under_transform():
-        return reference(x, log_det, alpha, inverse)
-    if torch.is_grad_enabled() and (x.requires_grad or (log_det is not None and log_det.requires_grad)):
-        return _Logit.apply(x, log_det, alpha, inverse, backend)
-    return _forward.kernel(backend, x.device.type)(x, log_det, alpha, inverse)
+    return call(_forward, _backward, x, log_det, alpha, inverse)
 
 
 def check_alpha(op: str, alpha: float) -> None:

@@ -18,6 +18,8 @@ void over_vectors(const T* from, T* to, int64_t count, Function function) {
   FUNCTION(exp, T, fastflow::FASTFLOW_ISA::exp<T>(x))                                                \
   FUNCTION(exp_of_minus_absolute, T, exp_of_minus_absolute<T>(x))                                    \
   FUNCTION(log, T, fastflow::FASTFLOW_ISA::log(split<T>(x)))                                         \
+  FUNCTION(log1p, T, fastflow::FASTFLOW_ISA::log1p<T>(x))                                            \
+  FUNCTION(expm1, T, fastflow::FASTFLOW_ISA::expm1<T>(x))                                            \
   FUNCTION(log1p_ratio, T, log1p_ratio<T>(x))                                                        \
   FUNCTION(tanh, T, fastflow::FASTFLOW_ISA::tanh<T>(x))                                              \
   FUNCTION(atan, T, fastflow::FASTFLOW_ISA::atan<T>(x))

@@ -1,7 +1,7 @@
 // dequantize_logit for one instruction set: a part of a row at a time is dequantised in the cache, then logit runs on it.
 #include "cpu/dequantize_logit.h"
 
-#include "logit_rows.h"
+#include "logit_forward.h"
 #include "philox.h"
 
 namespace fastflow::FASTFLOW_ISA {
@@ -15,8 +15,8 @@ void run(const DequantizeLogit& op, int64_t first_row, int64_t last_row) {
   const Operand& out = op.operand[Z];
   const bool direct = out.dtype == native<T>;
   const T levels = static_cast<T>(op.levels), alpha = static_cast<T>(op.alpha);
-  const T contraction = static_cast<T>(features * log1p(-op.alpha));
-  const int every = interval(false, op.alpha);
+  const T contraction = static_cast<T>(features * ::log1p(-op.alpha));
+  const LogitForward<T> logit = {alpha};
   alignas(64) float noise[part];
   alignas(64) T v[part], z[part];
   for (float& middle : noise) middle = 0.5f;
@@ -38,11 +38,11 @@ void run(const DequantizeLogit& op, int64_t first_row, int64_t last_row) {
         tile.outer = 1;
         tile.inner = count;
         tile.continues = start > 0;
-        forward_rows<T, Forward>(tile, alpha, every, totals + r);
+        transform_rows<T>(tile, logit, totals + r);
         if (!direct) unpack(to, z, out.dtype, {1, count, count, 1});
       }
     }
-    const Vec<T> own = value<T, Forward>(join_lanes<T, Forward>(totals), T(-1)) + contraction;
+    const Vec<T> own = value<T, LogitForward<T>>(join_lanes<T, LogitForward<T>>(totals), logit.product_sign) + contraction;
     for (int64_t r = 0; r < rows; ++r) static_cast<T*>(op.log_det_out)[row + r] = own[r];
   }
 }

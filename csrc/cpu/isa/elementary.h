@@ -122,15 +122,37 @@ FASTFLOW_INLINE Vec<T> exp_of_minus_absolute(Vec<T> x) {
   return exp_below_overflow<T>(minus_absolute<T>(x));
 }
 
+// 2^exponent (1 + f), 1/sqrt(2) <= 1 + f <= sqrt(2).
+template <class T>
+struct Centred {
+  Vec<T> f, exponent;
+};
+
+template <class T>
+FASTFLOW_INLINE Centred<T> centre(Split<T> x) {
+  const Lanes<T> large = x.mantissa > Constants<T>::sqrt_2;
+  return {(large ? x.mantissa * T(0.5) : x.mantissa) - 1, large ? x.exponent + 1 : x.exponent};
+}
+
+template <class T>
+FASTFLOW_INLINE Vec<T> log(Centred<T> x) {
+  using C = Constants<T>;
+  const Vec<T> square = x.f * x.f, p = polynomial(x.f, C::log) * (x.f * square) + x.exponent * C::ln_2_low;
+  const Lanes<T> finite = absolute<T>(x.exponent) < splat<T>(INFINITY);
+  return finite ? (x.f + (p - T(0.5) * square)) + x.exponent * C::ln_2_high : x.exponent;
+}
+
 template <class T>
 FASTFLOW_INLINE Vec<T> log(Split<T> x) {
-  using C = Constants<T>;
-  const Lanes<T> large = x.mantissa > C::sqrt_2;
-  const Vec<T> exponent = large ? x.exponent + 1 : x.exponent;
-  const Vec<T> f = (large ? x.mantissa * T(0.5) : x.mantissa) - 1, square = f * f;
-  const Vec<T> p = polynomial(f, C::log) * (f * square) + exponent * C::ln_2_low;
-  const Lanes<T> finite = absolute<T>(exponent) < splat<T>(INFINITY);
-  return finite ? (f + (p - T(0.5) * square)) + exponent * C::ln_2_high : exponent;
+  return log(centre<T>(x));
+}
+
+// log(1 + x) for x >= 0. What 1 + x rounds off counts as long as it is a digit of f = 2^-exponent (1 + x) - 1.
+template <class T>
+FASTFLOW_INLINE Vec<T> log1p(Vec<T> x) {
+  const Centred<T> sum = centre<T>(split<T>(x + 1));
+  const Vec<T> scale = power<T>((UnsignedLanes<T>)(Constants<T>::round_bits - sum.exponent));
+  return log(Centred<T>{sum.exponent < 64 ? x * scale + (scale - 1) : sum.f, sum.exponent});
 }
 
 // log(1 + x) / x for 0 <= x <= 1.
@@ -139,18 +161,40 @@ FASTFLOW_INLINE Vec<T> log1p_ratio(Vec<T> x) {
   return polynomial(x, Constants<T>::log1p_ratio);
 }
 
+// scale e^r - 1 as the sum of two, for a power of two `scale` and |r| <= ln(2) / 2.
+template <class T>
+struct Expm1 {
+  Vec<T> most, rest;
+};
+
+template <class T>
+FASTFLOW_INLINE Expm1<T> expm1_in_parts(Vec<T> r, Vec<T> scale) {
+  const Vec<T> scaled = r * scale;
+  return {scaled + (scale - 1), polynomial(r, Constants<T>::exp) * (r * scaled)};
+}
+
+// e^x - 1 for x >= 0. Where 2^n may be beyond the largest number, half of it serves, and the 1 is lost in any case.
+template <class T>
+FASTFLOW_INLINE Vec<T> expm1(Vec<T> x) {
+  const Reduced<T> reduced = reduce<T>(at_most(Constants<T>::exp_overflows, x));
+  const Lanes<T> huge = reduced.n > Register<T>::exponent_bias - 1;
+  const Vec<T> scale = power<T>((UnsignedLanes<T>)(huge ? reduced.shifted - 1 : reduced.shifted));
+  const Expm1<T> e = expm1_in_parts<T>(reduced.r, scale);
+  const Vec<T> sum = e.most + e.rest;
+  return huge ? sum + sum : sum;
+}
+
 // e / (e + 2) with e = exp(2x) - 1, whose relative error stays small near 0.
 template <class T>
 FASTFLOW_INLINE Vec<T> tanh(Vec<T> x) {
   using C = Constants<T>;
   const Vec<T> size = absolute<T>(x);
   const Reduced<T> reduced = reduce<T>(at_most(2 * C::tanh_is_one, size + size));
-  const Vec<T> scale = power<T>((UnsignedLanes<T>)reduced.shifted), scaled = reduced.r * scale;
-  const Vec<T> most = scaled + (scale - 1), rest = polynomial(reduced.r, C::exp) * (reduced.r * scaled);
-  const Vec<T> e = most + rest, denominator = e + 2;
+  const Expm1<T> parts = expm1_in_parts<T>(reduced.r, power<T>((UnsignedLanes<T>)reduced.shifted));
+  const Vec<T> e = parts.most + parts.rest, denominator = e + 2;
   Vec<T> ratio = e / denominator;
   if constexpr (sizeof(T) == sizeof(double)) {  // what the two sums lost is made good, by 1 / (e + 2) = (1 - tanh) / 2
-    const Vec<T> lost = (most - e) + rest, lost_below = lost + (e - (denominator - 2));
+    const Vec<T> lost = (parts.most - e) + parts.rest, lost_below = lost + (e - (denominator - 2));
     const Vec<T> correction = (lost - ratio * lost_below) * (T(0.5) - T(0.5) * ratio);
     ratio += size < 1 ? correction : Vec<T>{};
   }

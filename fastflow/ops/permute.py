@@ -1,0 +1,66 @@
+"""A fixed permutation of the channels: z[:, i] = x[:, permutation[i]]. log_det is 0.
+
+Reversed or shuffled channels let couplings of fixed halves reach all of them; channel mixing learns what this fixes
+(Glow, Kingma and Dhariwal 2018, arXiv 1807.03039, section 3.2).
+"""
+
+import torch
+from torch import Tensor
+
+from fastflow.ops._checks import bad_dtype, bad_shape, bad_type, check_device, check_dims, is_readable
+from fastflow.ops._define import under_transform
+
+
+class _Permute(torch.autograd.Function):
+    """The gradient of a selection is a sum into place; that of a permutation is a selection too."""
+
+    @staticmethod
+    def forward(ctx, x, there, back):
+        ctx.save_for_backward(there, back)
+        return x.index_select(1, there)
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        there, back = ctx.saved_tensors
+        return _Permute.apply(grad_z, back, there), None, None
+
+
+def inverted(op: str, permutation: object) -> Tensor:
+    """The inverse permutation; raises TypeError or ValueError if `permutation` is none, as far as a look is free."""
+    if not isinstance(permutation, Tensor):
+        raise bad_type(op, "permutation", permutation)
+    if permutation.dtype not in (torch.int64, torch.int32):
+        raise bad_dtype(op, "permutation", permutation, "int64 or int32")
+    if permutation.dim() != 1:
+        raise bad_shape(op, "permutation", permutation, "[C]")
+    ordered, back = permutation.sort()
+    if is_readable(permutation):
+        values, expected = ordered.tolist(), f"expected each of 0 to {len(permutation) - 1} once"
+        for index, value in enumerate(values):
+            if not 0 <= value < len(values):
+                raise ValueError(f"{op}: permutation has the value {value}, {expected}")
+            if index and value == values[index - 1]:
+                raise ValueError(f"{op}: permutation has the value {value} more than once, {expected}")
+    return back
+
+
+def permute(x: Tensor, permutation: Tensor, *, inverse: bool = False) -> Tensor:
+    """Puts channel permutation[i] of x in place i; with `inverse` puts it back.
+
+    x            [B, C, *spatial], 2 to 5 dims, of any dtype
+    permutation  [C] int64 or int32, each of 0 to C - 1 once; on a CPU that is checked
+
+    Returns a tensor like x. There is no kernel: forward and gradient are PyTorch's index_select. Raises TypeError or
+    ValueError naming the argument.
+    """
+    op = "permute"
+    if not isinstance(x, Tensor):
+        raise bad_type(op, "x", x)
+    check_dims(op, x)
+    there, back = permutation, inverted(op, permutation)
+    if len(permutation) != x.shape[1]:
+        raise bad_shape(op, "permutation", permutation, tuple(x.shape[1:2]), "to match the channels of x")
+    check_device(op, x, permutation=permutation)
+    if inverse:
+        there, back = back, there
+    return x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
