@@ -16,6 +16,7 @@ from fastflow.nn import (
     ConvResidualNet,
     FactorOut,
     FlowSequential,
+    Permutation,
     ResidualMLP,
     Split,
     Squeeze,
@@ -54,6 +55,11 @@ FLOWS = {
          *_both(8, True), ActNorm(8), FactorOut(), _mix(4)], (4, 4, 4)),
     "factor out that cuts the first half": lambda: FlowSequential(
         [_mix(6), *_both(6), FactorOut(), _coupling(2), _mix(2)], (6,)),
+    "squeezes before and after": lambda: FlowSequential(
+        [Squeeze("channel"), _mix(8), Squeeze(undo=True), ActNorm(2), Squeeze(), ActNorm(8), _mix(8), *_both(8, True),
+         ActNorm(8), Squeeze("channel", undo=True), Squeeze(factor=4, interleaved=True), _mix(32)], (2, 4, 4)),
+    "permutations": lambda: FlowSequential(
+        [Permutation.random(6, 1), ActNorm(6), Permutation.reverse(6), _coupling(6), Permutation.reverse(6)], (6,)),
     "norms only": lambda: FlowSequential([ActNorm(3), ActNorm(3), _mix(3), ActNorm(3)], (3, 2, 2)),
     "more channels than the kernels take": lambda: FlowSequential([*glow(70, 1), *_both(70), ActNorm(70)], (70,)),
     "masks between": lambda: FlowSequential(
@@ -162,10 +168,19 @@ def test_factor_out_of_halves_copies_nothing():
     assert ops.names.count("aten::cat") == 1  # of the latents
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_squeeze_beside_a_map_copies_nothing(inverse):
+    flow = FlowSequential([Squeeze(), _mix(8), AffineCoupling(_conditioner)], (2, 4, 6))
+    with torch.no_grad(), Ops(3) as ops:
+        (flow.inverse if inverse else flow)(torch.randn(3, *flow.output_shape(flow.shape) if inverse else flow.shape))
+    assert not {"aten::cat", "aten::clone", "aten::contiguous", "aten::_reshape_copy"} & set(ops.names)
+    assert ops.moved == 3 * 48 * (4 if inverse else 5)
+
+
 def test_channels_last_is_kept():
-    flow = FlowSequential([layer for _ in range(2) for layer in (ActNorm(8), _mix(8), AffineCoupling(_conditioner))],
-                          (8, 4, 6))
-    x = torch.randn(3, 8, 4, 6)
+    flow = FlowSequential([Squeeze(), *(layer for _ in range(2)
+                           for layer in (ActNorm(8), _mix(8), AffineCoupling(_conditioner)))], (2, 8, 12))
+    x = torch.randn(3, 2, 8, 12)
     last = x.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         z, log_det = flow(last)

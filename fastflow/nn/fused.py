@@ -4,7 +4,8 @@ Normalisations, mixes and permutations that follow each other are one affine map
 D numbers a sample and writes D. Around couplings of halves the state is a pair of tensors: the map before writes the
 halves apart, the conditioner reads one, the coupling reads the other (D/2) with scale and shift (D) and writes it
 anew (D/2), and the map after reads both. A step of Glow so moves 4 D, twice the 2 D of its only necessary dependence,
-the conditioner's; layer by layer it would be 7 D. The halves are joined where a layer wants them whole.
+the conditioner's; layer by layer it would be 7 D. The halves are joined where a layer wants them whole. A map reads the
+pixels of a squeeze before it where they lie, and writes those of an un-squeeze after it to where they belong.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastflow.nn.bijection import Bijection
 from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.factor_out import FactorOut
+from fastflow.nn.squeeze import Squeeze
 from fastflow.ops._checks import check_device
 from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.channel_mix import MOST_CHANNELS, Parts, map_channels
 from fastflow.ops.factor_out import factored_channels
+from fastflow.ops.packing import has_channels_last
+from fastflow.ops.squeeze import ORDERS
 
 
 def walk(layers: Sequence[Bijection | FactorOut], x: Tensor, context: Tensor | None, log_det: Tensor,
@@ -30,22 +34,31 @@ def walk(layers: Sequence[Bijection | FactorOut], x: Tensor, context: Tensor | N
     """(state, log_det) after `layers`, in the order of the walk; a FactorOut adds to `left`, its inverse pops it."""
     state, index = x, 0
     while index < len(layers):
-        layer, maps = layers[index], _maps(layers, index, _channels(state))
-        after = index + max(1, len(maps))
+        layer, channels = layers[index], _channels(state)
+        squeezing = max(0, _squeezing(layers, index, state, inverse))
+        after = index + bool(squeezing)
+        maps = _maps(layers, after, 4 * channels if squeezing else channels)
+        after += len(maps)
         if maps:
-            split = _wanted(layers, after, _channels(state), inverse)
-            if len(maps) == 1 and isinstance(state, Tensor) and not split:
+            split = _wanted(layers, after, 4 * channels if squeezing else channels, inverse)
+            if not (squeezing or split):
+                squeezing = min(0, _squeezing(layers, after, state, inverse))
+                after += bool(squeezing)
+            if after == index + 1 and isinstance(state, Tensor) and not split:
                 state, log_det = (layer.inverse if inverse else layer)(state, context, log_det)
             else:
-                state, log_det = map_channels(state, _composed(maps, state, inverse), log_det, split)
-        elif split := _present(layers, index, state) or _wanted(layers, index, _channels(state), inverse):
+                state = whole(state) if squeezing > 0 else state
+                state, log_det = map_channels(state, _composed(maps, state, inverse), log_det, split, squeezing)
+            index = after
+            continue
+        index += 1
+        if split := _present(layers, index - 1, state) or _wanted(layers, index - 1, channels, inverse):
             state, log_det = layer.couple_halves(_halves(state, split), context, log_det, inverse)
         elif isinstance(layer, FactorOut):
             factor_out = _factor_out_inverse if inverse else _factor_out
-            state = factor_out(layer, state, left, layers[after:])
+            state = factor_out(layer, state, left, layers[index:])
         else:
             state, log_det = (layer.inverse if inverse else layer)(whole(state), context, log_det)
-        index = after
     return state, log_det
 
 
@@ -75,6 +88,17 @@ def _maps(layers: Sequence, index: int, channels: int) -> list:
     while channels <= MOST_CHANNELS and end < len(layers) and _is_map(layers[end]):
         end += 1
     return list(layers[index:end])
+
+
+def _squeezing(layers: Sequence, index: int, state: Parts, inverse: bool) -> int:
+    """How the map of the channels beside it may do what the layer at `index` does: `squeezing` of `map_channels`."""
+    layer = layers[index] if index < len(layers) else None
+    if type(layer) is not Squeeze or not _plain(layer) or layer.factor != 2 or layer.interleaved:
+        return 0
+    if has_channels_last(state[0] if isinstance(state, tuple) else state):  # the kernels read their pixels whole
+        return 0
+    order = ORDERS.index(layer.order) + 1
+    return order if layer.undo == inverse else -order
 
 
 def _composed(maps: list, state: Parts, inverse: bool) -> ChannelMap:

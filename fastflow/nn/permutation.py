@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastflow.nn.bijection import Bijection
 from fastflow.ops._checks import start_log_det
+from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.permute import inverted, permute
 
 
@@ -18,7 +19,8 @@ class Permutation(Bijection):
     permutation  C integers, each of 0 to C - 1 once; a buffer, so that a loaded layer has the order it was saved with
 
     `Permutation.reverse(C)` and `Permutation.random(C, seed)` make the usual ones. There is no kernel: both directions
-    and the gradient are PyTorch's index_select. Raises TypeError or ValueError for what is no permutation.
+    and the gradient are PyTorch's index_select; beside a mix a flow makes it a part of that one's matrix. Raises
+    TypeError or ValueError for what is no permutation.
     """
 
     def __init__(self, permutation: Sequence[int] | Tensor) -> None:
@@ -42,6 +44,12 @@ class Permutation(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return permute(z, self.permutation, inverse=True), start_log_det("permute", z, log_det)
+
+    def channel_map(self, inverse: bool) -> ChannelMap:
+        """The same as a map of the channels, in float64."""
+        size = len(self.permutation)
+        matrix = torch.eye(size, dtype=torch.float64, device=self.permutation.device)[self.permutation]
+        return ChannelMap(matrix.T if inverse else matrix, matrix.new_zeros(()))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if shape[0] != len(self.permutation):

@@ -24,9 +24,15 @@ def empty_packed(scale: Tensor) -> Tensor:
     return empty_channels(scale, 2 * scale.shape[1])
 
 
+def has_channels_last(x: Tensor) -> bool:
+    """Whether the channels of x [B, C, *spatial] lie closer to each other than its pixels."""
+    return x.dim() >= 4 and x.stride(1) < x.stride(-1)
+
+
 def empty_channels(like: Tensor, channels: int) -> Tensor:
     """Uninitialised [B, channels, *spatial]: channels last where `like` has them last, or contiguous."""
     shape = (like.shape[0], channels, *like.shape[2:])
-    channels_last = like.dim() >= 4 and like.stride(1) < like.stride(-1)
-    layout = (torch.channels_last if like.dim() == 4 else torch.channels_last_3d) if channels_last else None
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout or torch.contiguous_format)
+    layout = torch.contiguous_format
+    if has_channels_last(like):
+        layout = torch.channels_last if like.dim() == 4 else torch.channels_last_3d
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)

@@ -15,6 +15,7 @@ two steps if r^2 is at least H and W; between powers of two a smaller r never do
 from torch import Tensor
 
 from fastflow.ops._checks import bad_shape, bad_type
+from fastflow.ops.packing import has_channels_last
 
 ORDERS = ("position", "channel")
 
@@ -42,7 +43,7 @@ def squeeze(x: Tensor, *, order: str = "position", factor: int = 2, interleaved:
     interleaved  which r x r pixels become one: those H / r and W / r apart instead of neighbours
 
     Returns [B, r^2 C, H / r, W / r]; inverse [B, C / r^2, r H, r W]. Raises TypeError or ValueError naming the
-    argument.
+    argument. Channels that lie last in memory do so in the result.
     """
     op = "squeeze"
     if not isinstance(x, Tensor):
@@ -65,5 +66,11 @@ def squeeze(x: Tensor, *, order: str = "position", factor: int = 2, interleaved:
     axes = (0, dy, dx, 1, i, j) if order == "position" else (0, 1, dy, dx, i, j)
     if inverse:
         back = sorted(range(6), key=axes.__getitem__)
-        return x.reshape([apart[axis] for axis in axes]).permute(back).reshape(rows, channels, height, width)
-    return x.reshape(apart).permute(axes).reshape(rows, channels * factor**2, lines, columns)
+        moved, shape, space = x.reshape([apart[axis] for axis in axes]).permute(back), (height, width), 4
+    else:
+        moved, shape, space = x.reshape(apart).permute(axes), (lines, columns), 2
+        channels *= factor**2
+    if has_channels_last(x):
+        moved = moved.permute(0, *range(6 - space, 6), *range(1, 6 - space))
+        return moved.reshape(rows, *shape, channels).permute(0, 3, 1, 2)
+    return moved.reshape(rows, channels, *shape)
