@@ -8,6 +8,7 @@ from fastflow.nn.conditioners import ConvResidualNet, ResidualMLP
 from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.dequantize import Dequantize
 from fastflow.nn.diagonal_normal import DiagonalNormal
+from fastflow.nn.elementwise_affine import ElementwiseAffine
 from fastflow.nn.factor_out import FactorOut
 from fastflow.nn.flatten import Flatten
 from fastflow.nn.flow_class_head import FlowClassHead
@@ -19,6 +20,6 @@ from fastflow.nn.squeeze import Squeeze
 
 __all__ = [
     "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
-    "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead", "Logit",
-    "ResidualMLP", "Split", "Squeeze",
+    "DiagonalNormal", "ElementwiseAffine", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential",
+    "GaussianClassHead", "Logit", "ResidualMLP", "Split", "Squeeze",
 ]

@@ -5,6 +5,7 @@ from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.channel_mix import PLU, channel_mix, plu
 from fastflow.ops.class_marginal import class_marginal
 from fastflow.ops.dequantize import dequantize, quantize
+from fastflow.ops.elementwise_affine import elementwise_affine
 from fastflow.ops.factor_out import factor_out, factor_out_inverse
 from fastflow.ops.flow_class_marginal import flow_class_marginal
 from fastflow.ops.flow_class_scores import flow_class_scores
@@ -17,7 +18,7 @@ from fastflow.ops.uniform_noise import uniform_noise
 
 __all__ = [
     "PLU", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling", "affine_coupling_packed",
-    "channel_mix", "class_marginal", "dequantize", "factor_out", "factor_out_inverse", "flow_class_marginal",
-    "flow_class_scores", "gaussian_class_marginal", "gaussian_class_scores", "logit", "plu", "quantize", "squeeze",
-    "uniform_noise",
+    "channel_mix", "class_marginal", "dequantize", "elementwise_affine", "factor_out", "factor_out_inverse",
+    "flow_class_marginal", "flow_class_scores", "gaussian_class_marginal", "gaussian_class_scores", "logit", "plu",
+    "quantize", "squeeze", "uniform_noise",
 ]
