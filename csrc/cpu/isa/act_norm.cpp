@@ -28,25 +28,52 @@ void parameters(const ActNormParameters& op, int64_t channels) {
   *op.sum = sum;
 }
 
+template <bool subtracts, class V>
+FASTFLOW_INLINE V affine(V v, V factor, V shift) {
+  return subtracts ? (v - shift) * factor : v * factor + shift;
+}
+
+// With `streams`, vectors go past the caches: those of a large output would only drive out what is still needed.
+template <bool streams, class T>
+FASTFLOW_INLINE void write(AllLanes<T> lanes, T* to, Vec<T> v) {
+  streams ? stream(to, v) : lanes.write(to, v);
+}
+template <bool streams, class T>
+FASTFLOW_INLINE void write(SomeLanes<T> lanes, T* to, Vec<T> v) {
+  lanes.write(to, v);
+}
+
+// 32 MB and the input: more than most L3 caches, or a core's share of one, hold.
+template <class T>
+bool may_stream(const RowOp& op, const Tile<T>& tile) {
+  const int64_t bytes = op.rows * elements_of_row(op) * bytes_of[native<T>];
+  const int64_t places = reinterpret_cast<int64_t>(tile.data[Z]) | tile.pitch[Z] * bytes_of[native<T>];
+  return bytes >= (1 << 25) && op.operand[Z].dtype == native<T> && places % register_bytes == 0;
+}
+
 // Tiles come by value: no store can alias them.
-template <class T, bool subtracts>
+template <class T, bool subtracts, bool streams>
 void forward_rows(Tile<T> tile, int64_t channels) {
   for (int64_t o = 0; o < tile.outer; ++o) {
     const TileRow<T> row = {tile, o};
     const T *const x = row.at(X), *const factor = row.at(GAIN), *const shift = factor + channels;
     T* const z = row.at(Z);
-    const auto each = [&](int64_t i, auto lanes, Vec<T> f, Vec<T> t) {
-      const Vec<T> v = lanes.read(x + i);
-      lanes.write(z + i, subtracts ? (v - t) * f : v * f + t);
-    };
     if (tile.constant_gain) {
       const Vec<T> f = splat(*factor), t = splat(*shift);
-      row.template for_each_vector<false>([&](int64_t i, auto lanes) { each(i, lanes, f, t); });
-    } else {
       row.template for_each_vector<false>(
-          [&](int64_t i, auto lanes) { each(i, lanes, lanes.read(factor + i), lanes.read(shift + i)); });
+          [&](int64_t i, auto lanes) { write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t)); });
+    } else {
+      row.template for_each_vector<false>([&](int64_t i, auto lanes) {
+        const Vec<T> f = lanes.read(factor + i), t = lanes.read(shift + i);
+        write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t));
+      });
     }
   }
+}
+
+template <class T, bool subtracts>
+void forward_tile(const ActNorm& op, const Tile<T>& tile) {
+  (may_stream(op, tile) ? forward_rows<T, subtracts, true> : forward_rows<T, subtracts, false>)(tile, op.channels);
 }
 
 template <class T>
@@ -59,31 +86,15 @@ void forward(const ActNorm& op, int64_t first_row, int64_t last_row) {
   }
   Tiles<T> tiles(op);
   tiles.for_each(first_row, last_row - first_row, [&](const Tile<T>& tile, int64_t) {
-    op.subtracts ? forward_rows<T, true>(tile, op.channels) : forward_rows<T, false>(tile, op.channels);
+    op.subtracts ? forward_tile<T, true>(op, tile) : forward_tile<T, false>(op, tile);
   });
+  finish_streams();
 }
 
-constexpr int run_length = 16;  // vectors that are added in T before they go to a sum in double
+constexpr int run_length = 16;  // vectors or rows that are added in T before their sum is added in double
 
 template <class T>
-struct Sums {
-  Vec<T> grad_z = {}, product = {};
-
-  FASTFLOW_INLINE void add(Vec<T> g, Vec<T> w) {
-    grad_z += g;
-    product += g * w;
-  }
-};
-
-template <class T>
-FASTFLOW_INLINE void add_lanes(double* sums, Vec<T> run, int count) {
-  T lane[width<T>];
-  store(lane, run);
-  for (int i = 0; i < count; ++i) sums[i] += lane[i];
-}
-
-template <class T>
-FASTFLOW_INLINE void add_all(double& sum, Vec<T> run) {
+FASTFLOW_INLINE void add_lanes(double& sum, Vec<T> run) {
   T lane[width<T>];
   store(lane, run);
   double parts[width<T>];
@@ -95,8 +106,8 @@ FASTFLOW_INLINE void add_all(double& sum, Vec<T> run) {
   sum += parts[0];
 }
 
-// Every row of the tile belongs to one channel.
-template <class T, bool shifted>
+// Every row of the tile belongs to one channel. `sums` are those of grad_z.
+template <class T, bool shifted, bool streams>
 void backward_channels(Tile<T> tile, int64_t channels, const T* factors, double* sums) {
   for (int64_t o = 0; o < tile.outer; ++o) {
     const TileRow<T> row = {tile, o};
@@ -104,61 +115,78 @@ void backward_channels(Tile<T> tile, int64_t channels, const T* factors, double*
     T* const grad_x = row.at(Z);
     double* const sum = sums + (factor - factors);
     const Vec<T> f = splat(*factor), t = splat(factor[channels]);
-    Sums<T> run;
+    Vec<T> of_grad_z = {}, of_product = {};
     int pending = 0;
     const auto flush = [&] {
-      add_all<T>(sum[0], run.grad_z);
-      add_all<T>(sum[channels], run.product);
-      run = {};
+      add_lanes<T>(sum[0], of_grad_z);
+      add_lanes<T>(sum[channels], of_product);
+      of_grad_z = of_product = Vec<T>{};
       pending = 0;
     };
     row.template for_each_vector<false>([&](int64_t i, auto lanes) {
       const Vec<T> g = lanes.read(grad_z + i), y = lanes.read(saved + i);
-      lanes.write(grad_x + i, g * f);
-      run.add(g, lanes.active(shifted ? y - t : y, Vec<T>{}));
+      write<streams>(lanes, grad_x + i, g * f);
+      of_grad_z += g;
+      of_product += lanes.active(g * (shifted ? y - t : y), Vec<T>{});
       if (++pending == run_length) flush();
     });
     flush();
   }
 }
 
-// Every column of the tile belongs to one channel.
-template <class T, bool shifted>
-void backward_columns(Tile<T> tile, int64_t channels, const T* factors, double* sums) {
-  for (int64_t first = 0; first < tile.outer; first += run_length) {
-    const int64_t rows = smaller(run_length, tile.outer - first);
-    const TileRow<T> row = {tile, first};
+constexpr int64_t panel = 1024;  // columns whose sums fit the L1 beside what is read and written
+
+// Every column of the tile, of at most `panel`, belongs to one channel; the rows are at most `run_length`.
+template <class T, bool shifted, bool streams>
+void backward_columns(Tile<T> tile, int64_t channels, double* sums) {
+  alignas(64) T of_grad_z[panel], of_product[panel];
+  for (int64_t i = 0; i < tile.inner; i += width<T>) {
+    store(of_grad_z + i, Vec<T>{});
+    store(of_product + i, Vec<T>{});
+  }
+  for (int64_t o = 0; o < tile.outer; ++o) {
+    const TileRow<T> row = {tile, o};
     const T *const grad_z = row.at(X), *const saved = row.at(SAVED), *const factor = row.at(GAIN);
     T* const grad_x = row.at(Z);
-    double* const sum = sums + (factor - factors);
     row.template for_each_vector<false>([&](int64_t i, auto lanes) {
-      const Vec<T> f = lanes.read(factor + i), t = lanes.read(factor + channels + i);
-      Sums<T> run;
-      for (int64_t r = 0; r < rows; ++r) {
-        const Vec<T> g = lanes.read(grad_z + r * tile.pitch[X] + i), y = lanes.read(saved + r * tile.pitch[SAVED] + i);
-        lanes.write(grad_x + r * tile.pitch[Z] + i, g * f);
-        run.add(g, shifted ? y - t : y);
-      }
-      const int count = static_cast<int>(smaller(width<T>, tile.inner - i));
-      add_lanes<T>(sum + i, run.grad_z, count);
-      add_lanes<T>(sum + channels + i, run.product, count);
+      const Vec<T> g = lanes.read(grad_z + i), y = lanes.read(saved + i);
+      write<streams>(lanes, grad_x + i, g * lanes.read(factor + i));
+      store(of_grad_z + i, load(of_grad_z + i) + g);
+      const Vec<T> w = shifted ? y - lanes.read(factor + channels + i) : y;
+      store(of_product + i, load(of_product + i) + g * w);
     });
+  }
+  for (int64_t i = 0; i < tile.inner; ++i) sums[i] += of_grad_z[i];
+  for (int64_t i = 0; i < tile.inner; ++i) sums[channels + i] += of_product[i];
+}
+
+template <class T, bool shifted, bool streams>
+void backward_tile(const ActNormBackward& op, const Tile<T>& tile) {
+  const T* const factors = reinterpret_cast<const T*>(op.operand[GAIN].data);
+  if (tile.constant_gain) return backward_channels<T, shifted, streams>(tile, op.channels, factors, op.sums);
+  for (int64_t first = 0; first < tile.outer; first += run_length) {
+    for (int64_t column = 0; column < tile.inner; column += panel) {
+      Tile<T> part = tile;
+      part.outer = smaller(run_length, tile.outer - first);
+      part.inner = smaller(panel, tile.inner - column);
+      for (const Role role : {X, SAVED, GAIN, Z}) part.data[role] += first * tile.pitch[role] + column;
+      backward_columns<T, shifted, streams>(part, op.channels, op.sums + (part.data[GAIN] - factors));
+    }
   }
 }
 
 template <class T, bool shifted>
-void backward_tile(const Tile<T>& tile, const ActNormBackward& op) {
-  const T* const factors = reinterpret_cast<const T*>(op.operand[GAIN].data);
-  const auto run = tile.constant_gain ? backward_channels<T, shifted> : backward_columns<T, shifted>;
-  run(tile, op.channels, factors, op.sums);
+void backward_tile(const ActNormBackward& op, const Tile<T>& tile) {
+  may_stream(op, tile) ? backward_tile<T, shifted, true>(op, tile) : backward_tile<T, shifted, false>(op, tile);
 }
 
 template <class T>
 void backward(const ActNormBackward& op, int64_t first_row, int64_t last_row) {
   Tiles<T> tiles(op);
   tiles.for_each(first_row, last_row - first_row, [&](const Tile<T>& tile, int64_t) {
-    op.shifted ? backward_tile<T, true>(tile, op) : backward_tile<T, false>(tile, op);
+    op.shifted ? backward_tile<T, true>(op, tile) : backward_tile<T, false>(op, tile);
   });
+  finish_streams();
 }
 
 }  // namespace
