@@ -32,9 +32,10 @@ sanitize: setup
 	CMAKE_ARGS="-DFASTFLOW_SANITIZE=address,undefined -DFASTFLOW_CUDA=OFF" $(BIN)/python setup.py -q \
 	    build --build-base build/sanitize --build-lib build/sanitize/lib
 	$(SANITIZED) -m slow tests/test_sanitizers.py
-	$(SANITIZED) tests/test_affine_coupling.py tests/test_affine_coupling_cpu.py tests/test_logit.py
-	FASTFLOW_CPU_ISA=avx2 $(SANITIZED) tests/test_affine_coupling.py tests/test_logit.py
-	FASTFLOW_CPU_ISA=baseline $(SANITIZED) tests/test_affine_coupling.py tests/test_logit.py
+	$(SANITIZED) tests/test_affine_coupling.py tests/test_affine_coupling_cpu.py tests/test_logit.py \
+	    tests/test_act_norm.py
+	FASTFLOW_CPU_ISA=avx2 $(SANITIZED) tests/test_affine_coupling.py tests/test_logit.py tests/test_act_norm.py
+	FASTFLOW_CPU_ISA=baseline $(SANITIZED) tests/test_affine_coupling.py tests/test_logit.py tests/test_act_norm.py
 
 smoke: setup
 	$(PYTEST) -m smoke --timeout 1800

@@ -31,5 +31,6 @@ def elementwise_affine(x: Tensor, shift: Tensor, log_scale: Tensor, *, log_det: 
     check_parameter(op, "log_scale", log_scale, each, x, "to match shift")
     if each == channels:
         return compute(x, shift, log_scale, log_det, shift_first=False, inverse=inverse)
-    y, log_det = compute(x.flatten(1), shift.flatten(), log_scale.flatten(), log_det, shift_first=False, inverse=inverse)
+    flat = (value.flatten() for value in (shift, log_scale))
+    y, log_det = compute(x.flatten(1), *flat, log_det, shift_first=False, inverse=inverse)
     return y.view(x.shape), log_det
