@@ -67,7 +67,8 @@ def act_norm_backward_kernel(
     rows, grad_z_row_stride, saved_row_stride, grad_x_row_stride,
     GRAD_Z_STRIDES: tl.constexpr, SAVED_STRIDES: tl.constexpr, GRAD_X_STRIDES: tl.constexpr, ROW_ALIGN: tl.constexpr,
     SIZES: tl.constexpr, CHANNEL: tl.constexpr, FEATURES: tl.constexpr, CHANNELS: tl.constexpr, SPACE: tl.constexpr,
-    SUBTRACTS: tl.constexpr, INVERSE: tl.constexpr, FROM_INPUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
+    SUBTRACTS: tl.constexpr, INVERSE: tl.constexpr, FROM_INPUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
 ):
     """grad_x; grad_parameters[0 or 1, group, feature] of shift and log_scale (without what comes by log_det) sum over
     row blocks group, group + groups, ...
