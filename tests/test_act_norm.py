@@ -91,7 +91,7 @@ def check(form, x, inverse, layout="contiguous", parameter_dtype=torch.float32):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(37, 5), (35, 70), (2, 1301), (3, 7, 19), (3, 6, 5, 4), (2, 3, 3, 2, 5),
+@pytest.mark.parametrize("shape", [(37, 5), (19, 35), (2, 1301), (3, 6, 5, 4), (2, 3, 3, 2, 5),
                                    (9, 1, 9, 9), (2, 3, 9, 31)], ids=str)  # fmt: skip
 def test_kernels(backend, shape, dtype, layout):
     for form in FORMS:

@@ -51,29 +51,42 @@ bool may_stream(const RowOp& op, const Tile<T>& tile) {
   return bytes >= (1 << 25) && op.operand[Z].dtype == native<T> && places % register_bytes == 0;
 }
 
-// Tiles come by value: no store can alias them.
+// Tiles come by value: no store can alias them. Every row of the tile belongs to one channel.
 template <class T, bool subtracts, bool streams>
-void forward_rows(Tile<T> tile, int64_t channels) {
+void forward_channels(Tile<T> tile, int64_t channels) {
   for (int64_t o = 0; o < tile.outer; ++o) {
     const TileRow<T> row = {tile, o};
-    const T *const x = row.at(X), *const factor = row.at(GAIN), *const shift = factor + channels;
+    const T *const x = row.at(X), *const factor = row.at(GAIN);
     T* const z = row.at(Z);
-    if (tile.constant_gain) {
-      const Vec<T> f = splat(*factor), t = splat(*shift);
-      row.template for_each_vector<false>(
-          [&](int64_t i, auto lanes) { write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t)); });
-    } else {
-      row.template for_each_vector<false>([&](int64_t i, auto lanes) {
-        const Vec<T> f = lanes.read(factor + i), t = lanes.read(shift + i);
-        write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t));
-      });
-    }
+    const Vec<T> f = splat(*factor), t = splat(factor[channels]);
+    row.template for_each_vector<false>(
+        [&](int64_t i, auto lanes) { write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t)); });
+  }
+}
+
+// Every column of the tile belongs to one channel.
+template <class T, bool subtracts, bool streams>
+void forward_columns(Tile<T> tile, int64_t channels) {
+  const T *const factor = tile.data[GAIN], *const shift = factor + channels;
+  for (int64_t o = 0; o < tile.outer; ++o) {
+    const TileRow<T> row = {tile, o};
+    const T* const x = row.at(X);
+    T* const z = row.at(Z);
+    row.template for_each_vector<false>([&](int64_t i, auto lanes) {
+      const Vec<T> f = lanes.read(factor + i), t = lanes.read(shift + i);
+      write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t));
+    });
   }
 }
 
 template <class T, bool subtracts>
 void forward_tile(const ActNorm& op, const Tile<T>& tile) {
-  (may_stream(op, tile) ? forward_rows<T, subtracts, true> : forward_rows<T, subtracts, false>)(tile, op.channels);
+  const bool streams = may_stream(op, tile);
+  if (tile.constant_gain) {
+    (streams ? forward_channels<T, subtracts, true> : forward_channels<T, subtracts, false>)(tile, op.channels);
+  } else {
+    (streams ? forward_columns<T, subtracts, true> : forward_columns<T, subtracts, false>)(tile, op.channels);
+  }
 }
 
 template <class T>
