@@ -1,7 +1,8 @@
 // act_norm and its backward for dispatch key CPU.
 //
 // Moved for an element in float32: forward and inverse 8 bytes, backward 12 (grad_z and what was saved in; grad_x out).
-// Computed: two operations forward, five in backward; an exponential a channel. In and out of cache the memory decides.
+// Computed: two operations forward, five in backward; an exponential a channel. The memory decides, in and out of cache:
+// the floor is what a copy into a new tensor takes, and for small tensors the call.
 #include "act_norm.h"
 
 #include <optional>
