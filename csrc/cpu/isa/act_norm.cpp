@@ -48,7 +48,18 @@ template <class T>
 bool may_stream(const RowOp& op, const Tile<T>& tile) {
   const int64_t bytes = op.rows * elements_of_row(op) * bytes_of[native<T>];
   const int64_t places = reinterpret_cast<int64_t>(tile.data[Z]) | tile.pitch[Z] * bytes_of[native<T>];
-  return bytes >= (1 << 25) && op.operand[Z].dtype == native<T> && places % register_bytes == 0;
+  const bool aligned = tile.constant_gain || places % register_bytes == 0;
+  return bytes >= (1 << 25) && op.operand[Z].dtype == native<T> && aligned;
+}
+
+// Calls step(i, lanes) for each vector of `count` elements; those of all lanes are aligned in `to`, for a store across
+// two cache lines costs two.
+template <class T, class Step>
+FASTFLOW_INLINE void for_each_aligned(const T* to, int64_t count, Step step) {
+  int64_t i = smaller(count, -(reinterpret_cast<int64_t>(to) / int64_t{sizeof(T)}) & (width<T> - 1));
+  if (i > 0) step(0, SomeLanes<T>(nullptr, i));
+  for (; i + width<T> <= count; i += width<T>) step(i, AllLanes<T>{});
+  if (i < count) step(i, SomeLanes<T>(nullptr, count - i));
 }
 
 // Tiles come by value: no store can alias them. Every row of the tile belongs to one channel.
@@ -59,8 +70,9 @@ void forward_channels(Tile<T> tile, int64_t channels) {
     const T *const x = row.at(X), *const factor = row.at(GAIN);
     T* const z = row.at(Z);
     const Vec<T> f = splat(*factor), t = splat(factor[channels]);
-    row.template for_each_vector<false>(
-        [&](int64_t i, auto lanes) { write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t)); });
+    for_each_aligned(z, tile.inner, [&](int64_t i, auto lanes) {
+      write<streams>(lanes, z + i, affine<subtracts>(lanes.read(x + i), f, t));
+    });
   }
 }
 
@@ -136,7 +148,7 @@ void backward_channels(Tile<T> tile, int64_t channels, const T* factors, double*
       of_grad_z = of_product = Vec<T>{};
       pending = 0;
     };
-    row.template for_each_vector<false>([&](int64_t i, auto lanes) {
+    for_each_aligned(grad_x, tile.inner, [&](int64_t i, auto lanes) {
       const Vec<T> g = lanes.read(grad_z + i), y = lanes.read(saved + i);
       write<streams>(lanes, grad_x + i, g * f);
       of_grad_z += g;
