@@ -13,6 +13,7 @@ from fastflow.bench.serving import (
     Cell,
     markdown,
     observe,
+    observe_act_norm,
     observe_affine_coupling,
     observe_dequantize_logit,
     observe_elementwise,
@@ -23,8 +24,8 @@ from fastflow.bench.serving import (
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
-EXPECTED = {"affine_coupling": {"cpu"}, "dequantize_logit": {"cpu"}, "gaussian_class_scores": {"reference"},
-            "logit": {"cpu"}, "sym_log": {"cpu"}, "uniform_noise": {"cpu"}}
+EXPECTED = {"act_norm": {"cpu"}, "affine_coupling": {"cpu"}, "dequantize_logit": {"cpu"},
+            "gaussian_class_scores": {"reference"}, "logit": {"cpu"}, "sym_log": {"cpu"}, "uniform_noise": {"cpu"}}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_every_cell_is_served_by_its_kernel(native, cells):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("backend", "observed"), [
-    ("triton", observe_affine_coupling), ("triton", observe_elementwise), ("triton", observe_dequantize_logit),
-    ("triton", observe_uniform_noise), ("cuda", observe_gaussian_class_scores)])
+    ("triton", observe_act_norm), ("triton", observe_affine_coupling), ("triton", observe_elementwise),
+    ("triton", observe_dequantize_logit), ("triton", observe_uniform_noise), ("cuda", observe_gaussian_class_scores)])
 def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, backend, observed):
     state = _backend.state(backend)
     if state.status == "unavailable":

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "row_sums.h"
 #include "tensors.h"
 
 namespace fastflow {
@@ -91,27 +92,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, std::optional<Tensor> scale,
   return {z, total};
 }
 
-// Sums grad_gain over fixed chunks of rows and adds the sums as a tree: the same bits on any number of threads.
 void backward_with_gain(const AffineCoupling& c, Tensor& grad_gain) {
-  const int64_t elements = elements_of_row(c), channels = c.gains;
-  const int64_t chunk_rows = std::max(1 + 4096 / elements, 1 + (c.rows - 1) / 256);
-  const int64_t chunks = 1 + (c.rows - 1) / chunk_rows;
-  std::vector<double> sums(chunks * 2 * channels);
+  const int64_t channels = c.gains;
   const auto kernel = FASTFLOW_KERNEL(affine_coupling_backward);
-  torch::stable::parallel_for(
-      0, chunks, std::max<int64_t>(1, grain / (elements * chunk_rows)), [&](int64_t first, int64_t last) {
-        AffineCoupling part = c;
-        for (int64_t chunk = first; chunk < last; ++chunk) {
-          part.operand[GRAD_GAIN].data = reinterpret_cast<char*>(sums.data() + chunk * 2 * channels);
-          kernel(part, chunk * chunk_rows, std::min((chunk + 1) * chunk_rows, c.rows));
-        }
-      });
-  for (int64_t apart = 1; apart < chunks; apart *= 2) {
-    for (int64_t chunk = 0; chunk + apart < chunks; chunk += 2 * apart) {
-      double* sum = sums.data() + chunk * 2 * channels;
-      for (int64_t n = 0; n < 2 * channels; ++n) sum[n] += sum[apart * 2 * channels + n];
-    }
-  }
+  std::vector<double> sums = sum_over_rows(c, 2 * channels, [&](double* of_chunk, int64_t first, int64_t last) {
+    AffineCoupling part = c;
+    part.operand[GRAD_GAIN].data = reinterpret_cast<char*>(of_chunk);
+    kernel(part, first, last);
+  });
   for (int64_t n = 0; n < channels; ++n) sums[n] += sums[channels + n];
   if (c.in_double) {
     std::copy_n(sums.data(), channels, static_cast<double*>(grad_gain.data_ptr()));

@@ -159,6 +159,20 @@ def _affine_coupling_full(case: Case) -> bool:
     return case.dtype == "float32" and (case.variant in ("sigmoid", "tanh") or case.shape in (_TABULAR, _IMAGE))
 
 
+# times the speed of each provider: the least that is asked of any op with a kernel
+_FLOORS = {
+    "small": {"compile": 3.0},
+    "cache": {"compile": 3.0, "eager": 4.0},
+    "memory": {"compile": 2.0, "eager": 4.0},
+}
+
+
+def _floors(case: Case) -> dict[str, float]:
+    if case.direction == "forward+backward":
+        return {"compile": 2.4, "eager": 4.0}
+    return _FLOORS[case.regime]
+
+
 def _bijection_traffic(case: Case, parameters: int, flops: int) -> tuple[int, int]:
     """Of an op that maps x to z by `parameters` numbers, with `flops` an element. Backward reads the gradient of z and
     what was saved, and writes the gradients of x and of the parameters."""
@@ -204,9 +218,11 @@ OPS = {
         targets=_affine_coupling_targets,
     ),
     "act_norm": OpCases(
-        shapes=((4096, 128), (256, 24, 14, 14)), variants=("shift+scale",), directions=DIRECTIONS,
+        shapes=((256, 64), (4096, 128), (256, 24, 14, 14), (65536, 784), (256, 12, 128, 128)),
+        variants=("shift+scale",), directions=DIRECTIONS,
         traffic=lambda case: _bijection_traffic(case, parameters=2 * case.shape[1], flops=2),
-        quick=(((256, 24, 14, 14), "shift+scale", "forward"),),
+        quick=(((256, 24, 14, 14), "shift+scale", "forward"), ((4096, 128), "shift+scale", "forward+backward")),
+        targets=_floors,
     ),
     "channel_mix": OpCases(
         shapes=((256, 24, 14, 14),), variants=("full",), directions=DIRECTIONS,

@@ -1,11 +1,14 @@
 """What the gate compiles: launches of every Triton kernel on meta tensors, and what each should cost."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from fastflow.bench.cases import SCALE_MAPS
 from fastflow.kernels import (
+    act_norm_backward_cuda,
+    act_norm_cuda,
     affine_coupling_backward_cuda,
     affine_coupling_cuda,
     dequantize_logit_cuda,
@@ -209,6 +212,40 @@ class NoiseCase(KernelCase):
             dequantize_logit_cuda(self.empty(*self.shape, dtype="uint8"), *key, 256, 0.05, dtype)
 
 
+@dataclass(frozen=True)
+class ActNormCase(KernelCase):
+    """One launch of act_norm; `kernel` is "act_norm forward", "act_norm inverse" or "act_norm backward"."""
+
+    variant: str = "shift first"
+    from_input: bool = False
+
+    @property
+    def form(self) -> str:
+        return self.variant + ", from input" * self.from_input
+
+    @property
+    def narrow(self) -> int:
+        # a row's log_det, the sum of log_scale, shift and log_scale: of each of 8 features where a channel's pixels are
+        # no multiple of 8
+        return 18 if self.layout == "contiguous" and math.prod(self.shape[2:]) % 8 else 4
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("grad_z_ptr", "saved_ptr") if "backward" in self.kernel else ("x_ptr",)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("grad_x_ptr",) if "backward" in self.kernel else ("z_ptr",)
+
+    def call(self) -> None:
+        x, log_det, shift_first = self.empty(*self.shape), self.reduced(self.shape[0]), self.variant == "shift first"
+        shift = log_scale = self.reduced(self.shape[1])
+        if "backward" in self.kernel:
+            act_norm_backward_cuda(x, log_det, x, shift, log_scale, shift_first, False, self.from_input)
+        else:
+            act_norm_cuda(x, shift, log_scale, log_det, shift_first, "inverse" in self.kernel)
+
+
 _ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
 _IMAGE = (256, 32, 14, 14)
 CASES = (
@@ -234,4 +271,11 @@ CASES = (
     *(NoiseCase("dequantize_logit", variant, dtype)
       for variant in ("keyed", "middle") for dtype in ("float32", "float64", "bfloat16")),
     NoiseCase("dequantize_logit", shape=(64, 12288)),
+    *(ActNormCase(f"act_norm {kernel}", dtype=dtype, from_input=kernel == "backward" and dtype == "bfloat16")
+      for kernel in ("forward", "inverse", "backward") for dtype in ("float32", "float64", "bfloat16")),
+    *(ActNormCase(f"act_norm {kernel}", dtype=dtype, shape=shape, layout=layout)
+      for shape, layout in ((_IMAGE, "contiguous"), (_IMAGE, "channels_last"), ((256, 12, 128, 128), "contiguous"))
+      for dtype in ("float32", "bfloat16") for kernel in ("forward", "backward")),
+    *(ActNormCase(f"act_norm {kernel}", variant="shift last", from_input=kernel == "backward")
+      for kernel in ("forward", "backward")),
 )

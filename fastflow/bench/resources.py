@@ -79,7 +79,7 @@ Compiled by Triton {triton.__version__} without a GPU. `python -m fastflow.bench
 
 dtype: of x, + of scale and shift where it differs; of noise, and of the z of grey levels. tile: rows x features, warps.
 loads, stores: instructions on global memory x bits a thread moves; the narrow ones are row sums, log_det gradients,
-gains, masks, keys of noise and grey levels. shared: bytes a program.
+gains, masks and what else belongs to channels, keys of noise and grey levels. shared: bytes a program.
 
 | | kernel | variant | dtype | x | tile | registers | loads | stores | shared |
 |---|---|---|---|---|---|---|---|---|---|

@@ -23,8 +23,10 @@ from fastflow import _backend
 from fastflow.bench.cases import SCALE_MAPS
 from fastflow.ops import (
     ScaleMap,
+    act_norm,
     affine_coupling,
     dequantize_logit,
+    elementwise_affine,
     gaussian_class_scores,
     logit,
     sym_log,
@@ -111,6 +113,7 @@ _ROWS, _CHANNELS, _SPACE = 5, 6, (3, 5)
 
 def observe(device: str = "cpu") -> Iterator[Cell]:
     """Makes every kind of call of every op that has a kernel; yields who served each."""
+    yield from observe_act_norm(device)
     yield from observe_affine_coupling(device)
     yield from observe_gaussian_class_scores(device)
     yield from observe_elementwise(device)
@@ -185,6 +188,23 @@ def observe_gaussian_class_scores(device: str = "cpu") -> Iterator[Cell]:
         with watch(device) as served:
             gaussian_class_scores(z.to(x_dtype), *(p.to(parameter_dtype) for p in (means, log_scales, log_prior)))
         yield Cell("gaussian_class_scores", "", layout, dtype, "forward", served["gaussian_class_scores"])
+
+
+def observe_act_norm(device: str = "cpu") -> Iterator[Cell]:
+    """Both forms, every layout, dtype and direction."""
+    forms = {"shift first": act_norm, "shift last": elementwise_affine}
+    for form, layout, dtype, direction in product(forms, ("[B, D]", "[B, C, H, W]", *_PLACES), DTYPES, DIRECTIONS):
+        inverse, backward = direction.startswith("inverse"), direction.endswith("backward")
+        x_dtype, parameter_dtype = DTYPES[dtype]
+        x = torch.randn(_ROWS, _CHANNELS, *(() if layout == "[B, D]" else _SPACE), device=device)
+        x = _PLACES.get(layout, Tensor.contiguous)(x.to(x_dtype)).requires_grad_(backward)
+        shift, log_scale = torch.randn(2, _CHANNELS, device=device).to(parameter_dtype)
+        with watch(device) as served:
+            z, _ = forms[form](x, shift, log_scale, inverse=inverse)
+            if backward:
+                torch.autograd.grad(z.sum(), x)
+        backend = served.get("act_norm_backward", "reference") if backward else served["act_norm"]
+        yield Cell("act_norm", form, layout, dtype, direction, backend)
 
 
 def observe_elementwise(device: str = "cpu") -> Iterator[Cell]:

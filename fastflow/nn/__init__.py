@@ -9,6 +9,7 @@ from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.dequantize import Dequantize
 from fastflow.nn.dequantize_logit import DequantizeLogit
 from fastflow.nn.diagonal_normal import DiagonalNormal
+from fastflow.nn.elementwise_affine import ElementwiseAffine
 from fastflow.nn.factor_out import FactorOut
 from fastflow.nn.flatten import Flatten
 from fastflow.nn.flow_class_head import FlowClassHead
@@ -23,6 +24,7 @@ from fastflow.nn.sym_log import SymLog
 
 __all__ = [
     "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
-    "DequantizeLogit", "DiagonalNormal", "FactorOut", "Flatten", "FlowClassHead", "FlowSequential", "GaussianClassHead",
-    "Logit", "NoiseStream", "Permutation", "ResidualMLP", "Split", "Squeeze", "SymLog",
+    "DequantizeLogit", "DiagonalNormal", "ElementwiseAffine", "FactorOut", "Flatten", "FlowClassHead",
+    "FlowSequential", "GaussianClassHead", "Logit", "NoiseStream", "Permutation", "ResidualMLP", "Split", "Squeeze",
+    "SymLog",
 ]

@@ -77,6 +77,26 @@ FASTFLOW_INLINE void store(T* to, Vec<T> v) {
   memcpy(to, &v, sizeof v);
 }
 
+// Past the caches, to an address aligned to a register. finish_streams() makes what a thread so wrote visible to others.
+template <class T>
+FASTFLOW_INLINE void stream(T* to, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)to, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)to, (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128((__m128i*)to, (__m128i)v);
+#else
+  store(to, v);
+#endif
+}
+
+FASTFLOW_INLINE void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 template <class T>
 FASTFLOW_INLINE Lanes<T> first_lanes(int count) {
   Lanes<T> index;
