@@ -14,7 +14,18 @@ from torch import Tensor
 
 from fastflow import _backend
 from fastflow.bench import serving
-from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores, logit
+from fastflow.ops import (
+    ScaleMap,
+    act_norm,
+    affine_coupling,
+    channel_mix,
+    dequantize_logit,
+    gaussian_class_scores,
+    logit,
+    sym_log,
+    uniform_noise,
+)
+from fastflow.ops.invert import invert
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -48,6 +59,16 @@ def _gained(x: Tensor, scale: Tensor, shift: Tensor, gain: Tensor) -> tuple[Tens
     return affine_coupling(x, scale, shift, scale_map=ScaleMap("tanh", gain=gain), active=slice(1, None, 2))
 
 
+def _noise(x: Tensor) -> tuple[Tensor]:
+    return (uniform_noise(x.shape, seed=3, step=1, rows=torch.arange(len(x), device=x.device)),)
+
+
+def _grey_levels(x: Tensor) -> tuple[Tensor, Tensor]:
+    levels, rows = (x.float() * 255).to(torch.uint8), torch.arange(len(x), device=x.device)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return dequantize_logit(levels, levels=256, alpha=0.05, seed=3, step=1, rows=rows, dtype=dtype)
+
+
 # Ragged in rows and features, an image, and so few rows that programs share them.
 _TABLE, _IMAGE, _LONG = (37, 70), (5, 6, 7, 9), (2, 3000)
 _HALVES = ((37, 140), _TABLE, _TABLE, (37,))
@@ -59,6 +80,14 @@ CASES = [
     Case("logit", "forward", lambda x, log_det: logit(x, log_det=log_det), (_TABLE, (37,)), torch.rand),
     Case("logit", "inverse", lambda x, log_det: logit(x, log_det=log_det, inverse=True), (_IMAGE, (5,))),
     Case("logit", "few rows", lambda x, log_det: logit(x, log_det=log_det), (_LONG, (2,)), torch.rand),
+    Case("sym_log", "forward", lambda x, log_det: sym_log(x, log_det=log_det), (_IMAGE, (5,))),
+    Case("act_norm", "forward", act_norm, (_IMAGE, (6,), (6,))),
+    Case("channel_mix", "forward", lambda x, weight, log_det: channel_mix(x, weight, log_det=log_det),
+         (_IMAGE, (6, 6), (5,))),
+    Case("channel_mix", "few rows", lambda x, weight: channel_mix(x, weight), ((37, 48), (48, 48))),
+    Case("invert", "forward", lambda matrix: invert(matrix.double()), ((6, 6),)),
+    Case("uniform_noise", "forward", _noise, (_TABLE,), differentiable=False),
+    Case("dequantize_logit", "forward", _grey_levels, (_TABLE,), torch.rand, differentiable=False),
     Case("gaussian_class_scores", "forward", lambda *given: (gaussian_class_scores(*given),),
          ((37, 70), (11, 70), (11, 70), (11,)), differentiable=False),
 ]

@@ -52,10 +52,12 @@ class _Invert(torch.autograd.Function):
 def invert(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """(M^-1, log|det M| in nats) of a float64 [C, C] matrix; -inf, and no inverse, if it is singular.
 
-    A part of other ops: where their backend is forced and has no kernel of this one, the dispatcher chooses.
+    A part of other ops: where "triton" is forced, which has no kernel of this one, that of "cuda" serves.
     """
     backend = _backend.forced()
     if backend == "reference" or under_transform() or matrix.shape[0] > MOST_ROWS:
         return reference(matrix)
-    kernel = _forward.kernel("cuda" if backend == "cuda" else None, matrix.device.type)
+    on_cuda = backend == "cuda" or (
+        backend == "triton" and matrix.is_cuda and _backend.state("cuda").status != "unavailable")
+    kernel = _forward.kernel("cuda" if on_cuda else None, matrix.device.type)
     return _Invert.apply(matrix, kernel) if torch.is_grad_enabled() and matrix.requires_grad else kernel(matrix)
