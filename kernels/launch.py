@@ -49,6 +49,40 @@ def column_reduction(rows: int, features: int, itemsize: int, multiprocessors: i
     return Launch(block_rows, block_features, num_warps, row_programs, feature_programs)
 
 
+@dataclass(frozen=True)
+class PixelTiles:
+    """A tile of block_channels x block_pixels elements, and how many programs share the pixels."""
+
+    block_channels: int
+    block_pixels: int
+    num_warps: int
+    programs: int
+
+
+@lru_cache(maxsize=4096)
+def pixel_tiles(pixels: int, channels: int, itemsize: int, multiprocessors: int, reduces: bool) -> PixelTiles:
+    """For a kernel that multiplies all channels of some pixels, at most 64, by a matrix.
+
+    128 threads hold up to 16 elements each, 8 in float64: a square of 4 x 4 results takes two operands for four
+    products. If it `reduces`, it also sums a channels x channels matrix, in 8 registers a thread for 32 channels and 16
+    for 64; a program then loops over pixels, and as many programs as a multiprocessor holds at once, of 16 warps at 128
+    registers a thread, keep the partial results few. Half as many elements a thread make room for them.
+    """
+    block_channels = next_power_of_2(channels)
+    if reduces:
+        num_warps = max(1, block_channels // 8)
+        block_pixels = min(128, (256 if itemsize < 8 else 128) * num_warps // block_channels)
+    else:
+        block_pixels = min(256, (2048 if itemsize < 8 else 1024) // block_channels)
+        num_warps = min(4, block_channels * block_pixels // 128)
+    while block_pixels > 16 and cdiv(pixels, block_pixels) < multiprocessors:
+        block_pixels //= 2
+    programs = cdiv(pixels, block_pixels)
+    if reduces:
+        programs = min(programs, multiprocessors * min(32, 128 // block_channels))
+    return PixelTiles(block_channels, block_pixels, num_warps, programs)
+
+
 def _tile(rows: int, features: int, itemsize: int, multiprocessors: int) -> tuple[int, int, int]:
     """(block_rows, block_features, num_warps): 256 features and as many rows as leave work for every multiprocessor."""
     elements = THREADS * 8 if itemsize < 8 else THREADS * 4

@@ -1,16 +1,29 @@
 """What the gate compiles: launches of every Triton kernel on meta tensors, and what each should cost."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from fastflow.bench.cases import SCALE_MAPS
-from fastflow.kernels import affine_coupling_backward_cuda, affine_coupling_cuda, logit_backward_cuda, logit_cuda
+from fastflow.kernels import (
+    affine_coupling_backward_cuda,
+    affine_coupling_cuda,
+    channel_mix_backward_cuda,
+    channel_mix_cuda,
+    logit_backward_cuda,
+    logit_cuda,
+)
 from fastflow.ops.scale_map import KINDS
 
 # 5 programs of 128 threads and 96 registers fit a multiprocessor, each with 12 KB of loads under way: twice what 4.3
 # TB/s over 132 multiprocessors needs at 700 ns. The gain's gradient, which loops, and float64 hold more values.
 REGISTERS, REGISTERS_GAIN, REGISTERS_DOUBLE = 96, 128, 168
+# The sums of channel_mix's backward: 16 warps of 128 registers fill a multiprocessor, and pixel_tiles starts no more.
+# In float64 the tensor cores' fragments of 64 channels take more, and 8 warps fit.
+REGISTERS_MATRIX, REGISTERS_MATRIX_DOUBLE = 128, 200
+SHARED_BYTES = 4096
+NARROW = 3  # accesses below 128 bits: two rows' log_det and a gain or mask; one narrow main array would make four
 
 @dataclass(frozen=True)
 class KernelCase:
@@ -39,9 +52,27 @@ class KernelCase:
         return self.layout != "strided"
 
     @property
+    def shared(self) -> int:
+        """The most bytes of shared memory of a program."""
+        return SHARED_BYTES
+
+    @property
+    def narrow(self) -> int:
+        """The most loads, and the most stores, below 128 bits."""
+        return NARROW
+
+    @property
     def fuses(self) -> bool:
         """Whether its arithmetic has fused multiply-adds."""
         return True
+
+    def elements(self, arguments: dict) -> int:
+        """The elements that a program moves of each main array."""
+        return arguments["BLOCK_ROWS"] * arguments["BLOCK_FEATURES"]
+
+    def tile(self, arguments: dict) -> str:
+        """The tile in words."""
+        return f"{arguments['BLOCK_ROWS']}x{arguments['BLOCK_FEATURES']}"
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -151,6 +182,68 @@ class LogitCase(KernelCase):
             logit_cuda(x, log_det, 0.05, inverse)
 
 
+@dataclass(frozen=True)
+class MixCase(KernelCase):
+    """One launch of channel_mix on all channels, or with `variant` "pair" on x and rest, half of the channels each."""
+
+    variant: str = "whole"
+
+    @property
+    def registers(self) -> int:
+        if self.kernel == "mix forward":
+            return super().registers
+        return REGISTERS_MATRIX_DOUBLE if self.dtype == "float64" else REGISTERS_MATRIX
+
+    @property
+    def shared(self) -> int:
+        """Operands of the products: two tiles and the matrix, all padded to 64 channels in float64 at worst."""
+        return 36 * 1024
+
+    @property
+    def narrow(self) -> int:
+        """Shifts, log_dets, the gradient of shift, and where they are not a multiple of four channels, the matrices.
+
+        A narrow main array would make 16 to 32.
+        """
+        return 12
+
+    @property
+    def wide(self) -> bool:
+        return self.layout != "strided" and self._widest() >= 16
+
+    def _widest(self) -> int:
+        """Bytes that a thread can move at once: the neighbours in memory of a row's pixels or a pixel's channels."""
+        channels, *space = self.shape[1:]
+        across = channels // 2 if self.variant == "pair" else channels
+        neighbours = math.prod(space) if space and self.layout != "channels_last" else across
+        return math.gcd(neighbours, 16) * getattr(torch, self.dtype).itemsize
+
+    def elements(self, arguments: dict) -> int:
+        return self.shape[1] * arguments["BLOCK_PIXELS"]
+
+    def tile(self, arguments: dict) -> str:
+        return f"{arguments['BLOCK_CHANNELS']}x{arguments['BLOCK_PIXELS']}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("grad_z_ptr", "x_ptr") if self.kernel == "mix backward" else ("x_ptr",)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("grad_x_ptr",) if self.kernel == "mix backward" else ("z_ptr",)
+
+    def call(self) -> None:
+        rows, channels, *space = self.shape
+        split = channels // 2 if self.variant == "pair" else 0
+        x = self.empty(rows, split or channels, *space)
+        rest = self.empty(rows, channels - split, *space) if split else None
+        matrix = self.reduced(channels, channels)
+        if self.kernel == "mix backward":
+            channel_mix_backward_cuda(x, rest, x, rest, matrix)
+        else:
+            channel_mix_cuda(x, rest, matrix, self.reduced(channels), self.reduced(), self.reduced(rows), split)
+
+
 _ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
 _IMAGE = (256, 32, 14, 14)
 CASES = (
@@ -169,4 +262,12 @@ CASES = (
     *(LogitCase(f"logit {kernel}", dtype=dtype) for kernel in ("forward", "inverse", "backward", "inverse backward")
       for dtype in ("float32", "float64", "bfloat16")),
     *(LogitCase(f"logit {kernel}", shape=_IMAGE, layout="channels_last") for kernel in ("forward", "backward")),
+    *(MixCase(f"mix {kernel}", dtype=dtype, shape=(rows, channels, *space)) for kernel in ("forward", "backward")
+      for dtype in ("float32", "bfloat16", "float64") for channels in (1, 2, 4, 8, 12, 24, 48, 64)
+      for rows, space in ((65536, ()), (256, (16, 16)))),
+    *(MixCase(f"mix {kernel}", "pair", dtype, (256, channels, *space), layout) for kernel in ("forward", "backward")
+      for dtype, channels, space, layout in (
+          ("float32", 24, (14, 14), "contiguous"), ("float32", 64, (14, 14), "contiguous"),
+          ("float32", 24, (14, 14), "channels_last"), ("float32", 64, (14, 14), "channels_last"),
+          ("bfloat16", 24, (16, 16), "contiguous"), ("float32", 24, (7, 7), "contiguous"), ("float32", 24, (), "strided"))),
 )
