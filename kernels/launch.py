@@ -63,18 +63,19 @@ class PixelTiles:
 def pixel_tiles(pixels: int, channels: int, itemsize: int, multiprocessors: int, reduces: bool) -> PixelTiles:
     """For a kernel that multiplies all channels of some pixels, at most 64, by a matrix.
 
-    128 threads hold up to 16 elements each, 8 in float64: a square of 4 x 4 results takes two operands for four
-    products. If it `reduces`, it also sums a channels x channels matrix, in 8 registers a thread for 32 channels and 16
-    for 64; a program then loops over pixels, and as many programs as a multiprocessor holds at once, of 16 warps at 128
-    registers a thread, keep the partial results few. Half as many elements a thread make room for them.
+    A thread holds 16 elements, 8 with 64 channels and in float64: squares of results, which share their operands. If it
+    `reduces`, it also sums a channels x channels matrix over the pixels, 16 of its elements a thread with 64 channels,
+    and holds 4 elements of a tile. A program then loops over pixels, and as many programs as a multiprocessor holds
+    at once, of 16 warps at 128 registers a thread, keep the partial results few.
     """
     block_channels = next_power_of_2(channels)
+    double = itemsize == 8
     if reduces:
         num_warps = max(1, block_channels // 8)
-        block_pixels = min(128, (256 if itemsize < 8 else 128) * num_warps // block_channels)
+        block_pixels = max(16, (64 if double else 128) * num_warps // block_channels)
     else:
-        block_pixels = min(256, (2048 if itemsize < 8 else 1024) // block_channels)
-        num_warps = min(4, block_channels * block_pixels // 128)
+        block_pixels = min(256, (1024 if double else 2048) // block_channels)
+        num_warps = 8 if block_channels == 64 else min(4, block_channels * block_pixels // 128)
     while block_pixels > 16 and cdiv(pixels, block_pixels) < multiprocessors:
         block_pixels //= 2
     programs = cdiv(pixels, block_pixels)

@@ -209,14 +209,12 @@ class MixCase(KernelCase):
 
     @property
     def wide(self) -> bool:
-        return self.layout != "strided" and self._widest() >= 16
-
-    def _widest(self) -> int:
-        """Bytes that a thread can move at once: the neighbours in memory of a row's pixels or a pixel's channels."""
+        """Whether a thread has 128 bits of neighbours: of a row's pixels, or where they are innermost, of channels."""
         channels, *space = self.shape[1:]
+        held = 4 if self.kernel == "mix backward" or channels <= 2 else 8
         across = channels // 2 if self.variant == "pair" else channels
         neighbours = math.prod(space) if space and self.layout != "channels_last" else across
-        return math.gcd(neighbours, 16) * getattr(torch, self.dtype).itemsize
+        return self.layout != "strided" and math.gcd(neighbours, held) * getattr(torch, self.dtype).itemsize >= 16
 
     def elements(self, arguments: dict) -> int:
         return self.shape[1] * arguments["BLOCK_PIXELS"]
