@@ -122,8 +122,7 @@ def channel_mix_backward_kernel(
 ):
     """grad_x; grad_matrix[group] and grad_shift[group] sum over blocks group, group + groups, ... of pixels.
 
-    grad_z is asked for twice, which brings it from memory once: the second time it takes fewer registers than it would
-    to hold on to it.
+    grad_z is asked for twice, the second time of the cache: there are not the registers to hold it, x and both products.
     """
     COMPUTE: tl.constexpr = matrix_ptr.dtype.element_ty
     channel, group = tl.arange(0, BLOCK_CHANNELS), tl.program_id(0)
@@ -131,13 +130,13 @@ def channel_mix_backward_kernel(
     blocks = tl.cdiv(tl.cast(rows, tl.int64) * SPACE, BLOCK_PIXELS).to(tl.int32)
     for block in range(group, blocks, tl.num_programs(0)):
         row, place, mask = _pixels(block, rows, SPACE, BLOCK_PIXELS)
-        x = _load(x_ptr, rest_ptr, row, place, mask, channel, X_STRIDES, REST_STRIDES, X_CHANNELS,
-                  CHANNELS).to(COMPUTE)
         grad_x = _mixed(grad_z_ptr, grad_rest_ptr, matrix_ptr, row, place, mask, GRAD_Z_STRIDES, GRAD_REST_STRIDES,
                         Z_CHANNELS, MATRIX_STRIDES[1], MATRIX_STRIDES[0], CHANNELS, BLOCK_CHANNELS, BLOCK_PIXELS)
         _store(grad_x_ptr, grad_x_rest_ptr, grad_x, row, place, mask, channel, GRAD_X_STRIDES, GRAD_X_REST_STRIDES,
                X_CHANNELS, CHANNELS)
         g = _load(grad_z_ptr, grad_rest_ptr, row, place, mask, channel, GRAD_Z_STRIDES, GRAD_REST_STRIDES, Z_CHANNELS,
+                  CHANNELS).to(COMPUTE)
+        x = _load(x_ptr, rest_ptr, row, place, mask, channel, X_STRIDES, REST_STRIDES, X_CHANNELS,
                   CHANNELS).to(COMPUTE)
         grad_shift += tl.sum(g, axis=1)
         grad_matrix = tl.dot(g, tl.trans(x), grad_matrix, input_precision="ieee", out_dtype=COMPUTE)

@@ -79,8 +79,8 @@ def test_an_integer_that_would_compile_for_every_value_is_refused():
 
 def test_recording_a_launch_runs_nothing_and_covers_every_kernel():
     kernels = {launch(case).kernel.__name__ for case in gate.CASES}
-    assert kernels == {"affine_coupling_kernel", "affine_coupling_backward_kernel", "logit_kernel",
-                       "logit_backward_kernel"}  # fmt: skip
+    assert kernels == {"affine_coupling_kernel", "affine_coupling_backward_kernel", "channel_mix_kernel",
+                       "channel_mix_backward_kernel", "logit_kernel", "logit_backward_kernel"}  # fmt: skip
 
 
 def test_a_case_becomes_a_row_for_each_architecture():

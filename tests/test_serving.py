@@ -14,6 +14,7 @@ from fastflow.bench.serving import (
     markdown,
     observe,
     observe_affine_coupling,
+    observe_channel_mix,
     observe_gaussian_class_scores,
     observe_logit,
     watch,
@@ -21,7 +22,8 @@ from fastflow.bench.serving import (
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
-EXPECTED = {"affine_coupling": {"cpu"}, "gaussian_class_scores": {"reference"}, "logit": {"cpu"}}
+EXPECTED = {"affine_coupling": {"cpu"}, "channel_mix": {"reference"}, "gaussian_class_scores": {"reference"},
+            "logit": {"cpu"}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,8 @@ def test_every_cell_is_served_by_its_kernel(native, cells):
 @pytest.mark.gpu
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("backend", "observed"), [
-    ("triton", observe_affine_coupling), ("triton", observe_logit), ("cuda", observe_gaussian_class_scores)])
+    ("triton", observe_affine_coupling), ("triton", observe_logit), ("triton", observe_channel_mix),
+    ("cuda", observe_gaussian_class_scores)])
 def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, backend, observed):
     state = _backend.state(backend)
     if state.status == "unavailable":

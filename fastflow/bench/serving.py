@@ -23,6 +23,8 @@ from fastflow import _backend
 from fastflow.bench.cases import SCALE_MAPS
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores, logit
 from fastflow.ops._define import Op
+from fastflow.ops.channel_map import channel_map
+from fastflow.ops.channel_mix import map_channels
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def observe(device: str = "cpu") -> Iterator[Cell]:
     yield from observe_affine_coupling(device)
     yield from observe_gaussian_class_scores(device)
     yield from observe_logit(device)
+    yield from observe_channel_mix(device)
 
 
 def observe_affine_coupling(device: str = "cpu") -> Iterator[Cell]:
@@ -188,6 +191,23 @@ def observe_logit(device: str = "cpu") -> Iterator[Cell]:
                 torch.autograd.grad(z.sum(), x)
         backend = served.get("logit_backward", "reference") if backward else served["logit"]
         yield Cell("logit", "", layout, dtype, direction, backend)
+
+
+def observe_channel_mix(device: str = "cpu") -> Iterator[Cell]:
+    """On one tensor and on pairs of them: every layout, dtype and direction; an inverse is the map of another matrix."""
+    layouts, directions = ("[B, D]", "[B, C, H, W]", *_PLACES), ("forward", "backward")
+    for variant, layout, dtype, direction in product(("whole", "pair"), layouts, DTYPES, directions):
+        x = torch.randn(_ROWS, _CHANNELS, *(() if layout == "[B, D]" else _SPACE), device=device)
+        place = _PLACES.get(layout, Tensor.contiguous)
+        parts = [place(part.to(DTYPES[dtype][0])).requires_grad_(direction == "backward")
+                 for part in ([x] if variant == "whole" else x.split([2, _CHANNELS - 2], 1))]
+        given = channel_map(torch.eye(_CHANNELS, device=device))
+        with watch(device) as served:
+            z, _ = map_channels(parts[0], given) if variant == "whole" else map_channels(tuple(parts), given, split=3)
+            if direction == "backward":
+                torch.autograd.grad(z.sum() if variant == "whole" else z[0].sum(), parts)
+        backend = served.get("channel_mix_backward", "reference") if direction == "backward" else served["channel_mix"]
+        yield Cell("channel_mix", variant, layout, dtype, direction, backend)
 
 
 def markdown(cells: Iterable[Cell]) -> str:
