@@ -122,7 +122,7 @@ def channel_mix_backward_kernel(
 ):
     """grad_x; grad_matrix[group] and grad_shift[group] sum over blocks group, group + groups, ... of pixels.
 
-    grad_z is asked for twice, the second time of the cache: there are not the registers to hold it, x and both products.
+    grad_z is asked for twice, the second time of the cache: no registers are left for it beside x and both products.
     """
     COMPUTE: tl.constexpr = matrix_ptr.dtype.element_ty
     channel, group = tl.arange(0, BLOCK_CHANNELS), tl.program_id(0)

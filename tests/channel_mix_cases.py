@@ -1,4 +1,4 @@
-"""What every kernel of channel_mix must do. A file that imports these tests has a fixture `backend`, which forces one."""
+"""What every kernel of channel_mix must do. A file that imports these tests has a fixture `backend` that forces one."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_kernels(backend, shape, first, split, dtype, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "first", "split"), CASES, ids=str)
 def test_results_are_laid_out_like_x(backend, shape, first, split, layout):
-    x, log_det, given, weights = make(shape, torch.float32)
+    x, log_det, given, _ = make(shape, torch.float32)
     x = parts(x, first, layout, "contiguous")
     z, _ = map_channels(x, given, log_det, split)
     if backend == "reference":
@@ -98,7 +98,7 @@ def test_results_are_laid_out_like_x(backend, shape, first, split, layout):
 
 
 def test_without_shift_and_log_det(backend):
-    x, log_det, given, weights = make((3, 6, 5, 5), torch.float32)
+    x, _, given, _ = make((3, 6, 5, 5), torch.float32)
     plain = given._replace(shift=torch.zeros_like(given.shift))
     z, total = map_channels(x, plain._replace(shift=None))
     expected = map_channels(x, plain, torch.zeros(3))

@@ -20,8 +20,7 @@ from fastflow.ops.scale_map import KINDS
 # TB/s over 132 multiprocessors needs at 700 ns. The gain's gradient, which loops, and float64 hold more values.
 REGISTERS, REGISTERS_GAIN, REGISTERS_DOUBLE = 96, 128, 168
 # The sums of channel_mix's backward: 16 warps of 128 registers fill a multiprocessor, and pixel_tiles starts no more.
-# In float64 the tensor cores' fragments of 64 channels take more, and 8 warps fit.
-REGISTERS_MATRIX, REGISTERS_MATRIX_DOUBLE = 128, 200
+REGISTERS_MATRIX = 128
 SHARED_BYTES = 4096
 NARROW = 3  # accesses below 128 bits: two rows' log_det and a gain or mask; one narrow main array would make four
 
@@ -190,22 +189,20 @@ class MixCase(KernelCase):
 
     @property
     def registers(self) -> int:
-        if self.kernel == "mix forward":
-            return super().registers
-        return REGISTERS_MATRIX_DOUBLE if self.dtype == "float64" else REGISTERS_MATRIX
+        return REGISTERS_MATRIX if self.kernel == "mix backward" else super().registers
 
     @property
     def shared(self) -> int:
-        """Operands of the products: two tiles and the matrix, all padded to 64 channels in float64 at worst."""
+        """The operands of one product: 16 rows of up to 256 pixels, or 16 columns of up to 64, 8 bytes each, twice."""
         return 36 * 1024
 
     @property
     def narrow(self) -> int:
-        """Shifts, log_dets, the gradient of shift, and where they are not a multiple of four channels, the matrices.
+        """Forward shifts, log_dets and matrices, in backward 16 rows of the small tiles or the gradient of the shift.
 
-        A narrow main array would make 16 to 32.
+        One narrow main array would make 8 to 16 of them forward and 4 in backward, beside these.
         """
-        return 12
+        return 4 if self.kernel == "mix backward" else 12
 
     @property
     def wide(self) -> bool:
@@ -267,5 +264,6 @@ CASES = (
       for dtype, channels, space, layout in (
           ("float32", 24, (14, 14), "contiguous"), ("float32", 64, (14, 14), "contiguous"),
           ("float32", 24, (14, 14), "channels_last"), ("float32", 64, (14, 14), "channels_last"),
-          ("bfloat16", 24, (16, 16), "contiguous"), ("float32", 24, (7, 7), "contiguous"), ("float32", 24, (), "strided"))),
+          ("bfloat16", 24, (16, 16), "contiguous"), ("float32", 24, (7, 7), "contiguous"),
+          ("float32", 24, (), "strided"))),
 )

@@ -36,7 +36,8 @@ def violations(case: KernelCase, launch: Launch, found: Resources) -> list[str]:
         for name, widths, arrays in (("loads", found.loads, case.reads), ("stores", found.stores, case.writes)):
             expected = _bytes_a_thread(case, launch, arrays) / 16
             if widths[128] < expected or widths.total() - widths[128] > case.narrow:
-                wrong.append(f"{name} {_text(widths)}, expected at least {expected:g} x 128, at most {case.narrow} narrower")
+                wrong.append(f"{name} {_text(widths)}, expected at least {expected:g} x 128, "
+                             f"at most {case.narrow} narrower")
     if case.dtype != "float64" and found.double_arithmetic:
         wrong.append(f"{found.double_arithmetic} float64 instructions, expected none for {case.dtype}")
     if case.fuses and not found.fused_multiply_adds:
@@ -75,8 +76,9 @@ HEADER = f"""# Machine code of the Triton kernels
 Compiled by Triton {triton.__version__} without a GPU. `python -m fastflow.bench.resources --write` makes this table,
 `make gate` checks it. No kernel has stack, local memory or spills; only float64 data get float64 arithmetic.
 
-dtype: of x, + of scale and shift where it differs. tile: rows x features, warps. loads, stores: instructions on global
-memory x bits a thread moves; the narrow ones are row sums, log_det gradients, gains and masks. shared: bytes a program.
+dtype: of x, + of scale and shift where it differs. tile: rows x features, or of a mix channels x pixels, warps. loads,
+stores: instructions on global memory x bits a thread moves; the narrow ones are row sums, log_det gradients, gains,
+masks, and a mix's shifts and matrices. shared: bytes a program.
 
 | | kernel | variant | dtype | x | tile | registers | loads | stores | shared |
 |---|---|---|---|---|---|---|---|---|---|

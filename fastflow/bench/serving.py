@@ -194,7 +194,7 @@ def observe_logit(device: str = "cpu") -> Iterator[Cell]:
 
 
 def observe_channel_mix(device: str = "cpu") -> Iterator[Cell]:
-    """On one tensor and on pairs of them: every layout, dtype and direction; an inverse is the map of another matrix."""
+    """On one tensor and on pairs: every layout, dtype and direction; an inverse is the map of another matrix."""
     layouts, directions = ("[B, D]", "[B, C, H, W]", *_PLACES), ("forward", "backward")
     for variant, layout, dtype, direction in product(("whole", "pair"), layouts, DTYPES, directions):
         x = torch.randn(_ROWS, _CHANNELS, *(() if layout == "[B, D]" else _SPACE), device=device)
