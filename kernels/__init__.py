@@ -2,6 +2,7 @@
 
 from .act_norm import act_norm_backward_cuda, act_norm_cuda
 from .affine_coupling import affine_coupling_backward_cuda, affine_coupling_cuda
+from .channel_mix import channel_mix_backward_cuda, channel_mix_cuda
 from .dequantize_logit import dequantize_logit_cuda
 from .logit import logit_backward_cuda, logit_cuda
 from .sym_log import sym_log_backward_cuda, sym_log_cuda
@@ -9,6 +10,6 @@ from .uniform_noise import uniform_noise_cuda
 
 __all__ = [
     "act_norm_backward_cuda", "act_norm_cuda", "affine_coupling_backward_cuda", "affine_coupling_cuda",
-    "dequantize_logit_cuda", "logit_backward_cuda", "logit_cuda", "sym_log_backward_cuda", "sym_log_cuda",
-    "uniform_noise_cuda",
+    "channel_mix_backward_cuda", "channel_mix_cuda", "dequantize_logit_cuda", "logit_backward_cuda", "logit_cuda",
+    "sym_log_backward_cuda", "sym_log_cuda", "uniform_noise_cuda",
 ]

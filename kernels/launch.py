@@ -57,6 +57,41 @@ def column_reduction(rows: int, features: int, itemsize: int, multiprocessors: i
     return Launch(block_rows, block_features, num_warps, row_programs, feature_programs)
 
 
+@dataclass(frozen=True)
+class PixelTiles:
+    """A tile of block_channels x block_pixels elements, and how many programs share the pixels."""
+
+    block_channels: int
+    block_pixels: int
+    num_warps: int
+    programs: int
+
+
+@lru_cache(maxsize=4096)
+def pixel_tiles(pixels: int, channels: int, itemsize: int, multiprocessors: int, reduces: bool) -> PixelTiles:
+    """For a kernel that multiplies all channels of some pixels, at most 64, by a matrix.
+
+    A thread holds 16 elements, 8 with 64 channels and in float64: squares of results, which share their operands. If it
+    `reduces`, it also sums a channels x channels matrix over the pixels, 16 of its elements a thread with 64 channels,
+    and holds 4 elements of a tile. A program then loops over pixels, and as many programs as a multiprocessor holds
+    at once, of 16 warps at 128 registers a thread, keep the partial results few.
+    """
+    block_channels = next_power_of_2(channels)
+    double = itemsize == 8
+    if reduces:
+        num_warps = max(1, block_channels // 8)
+        block_pixels = max(16, (64 if double else 128) * num_warps // block_channels)
+    else:
+        block_pixels = min(256, (1024 if double else 2048) // block_channels)
+        num_warps = 8 if block_channels == 64 else min(4, block_channels * block_pixels // 128)
+    while block_pixels > 16 and cdiv(pixels, block_pixels) < multiprocessors:
+        block_pixels //= 2
+    programs = cdiv(pixels, block_pixels)
+    if reduces:
+        programs = min(programs, multiprocessors * min(32, 128 // block_channels))
+    return PixelTiles(block_channels, block_pixels, num_warps, programs)
+
+
 _tuned: dict[launch_table.Key, launch_table.Tile] = {}
 
 

@@ -5,15 +5,76 @@ import math
 import pytest
 import torch
 from bijections import assert_inverts, assert_log_det, scatter
+from channel_mix_cases import (  # noqa: F401, collected here to run on this file's backends
+    everything,
+    make,
+    test_empty,
+    test_kernels,
+    test_pixels_do_not_see_each_other,
+    test_results_are_laid_out_like_x,
+    test_results_that_nothing_depends_on,
+    test_same_bits_again,
+    test_squeezes_what_it_reads_and_undoes_what_it_writes,
+    test_without_center_shift_and_log_det,
+)
 from oracles import assert_three_way
 from torch.autograd import gradcheck, gradgradcheck
 
+from fastflow._backend import backend as forced_backend
 from fastflow.nn import ChannelMix
 from fastflow.ops import PLU, QR, Householder, channel_mix, plu
+from fastflow.ops.channel_mix import _backward, _backward_fallback, _fallback, _forward, map_channels
 from fastflow.ops.invert import invert
 from fastflow.ops.invert import reference as invert_reference
 
 CHANNELS = [1, 2, 4, 8]
+
+
+@pytest.fixture(params=["reference", "fallback", "cpu"])
+def backend(request, monkeypatch):
+    """The reference by autograd; the autograd.Function over the reference; the Function over the native library."""
+    if request.param == "fallback":
+        monkeypatch.setattr(_forward, "dispatch", _fallback)
+        monkeypatch.setattr(_backward, "dispatch", _backward_fallback)
+        yield request.param
+        return
+    if request.param == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::channel_mix", "CPU"):
+        pytest.skip("the native library is not built here")
+    with forced_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("squeezing", [0, 1, -2])
+@pytest.mark.parametrize(("shape", "first", "split"), [((4, 8), 3, 5), ((3, 8, 4, 6), 3, 0), ((3, 8, 4, 6), 0, 3)])
+def test_opcheck(shape, first, split, squeezing):
+    if squeezing and (len(shape) == 2 or (squeezing > 0 and first) or (squeezing < 0 and split)):
+        pytest.skip("does not occur")
+    x, channels = torch.randn(shape), 32 if squeezing > 0 else 8
+    parts = (x[:, :first], x[:, first:]) if first else (x, None)
+    vectors = [torch.randn(size) for size in (channels, channels, (), shape[0])]
+    arguments = (*parts, torch.randn(channels, channels), *vectors, split, squeezing)
+    torch.library.opcheck(torch.ops.fastflow.channel_mix.default, arguments)
+    z, rest, _ = torch.ops.fastflow.channel_mix(*arguments)
+    torch.library.opcheck(torch.ops.fastflow.channel_mix_backward.default,
+                          (z, rest if split else None, *arguments[:4], squeezing))
+
+
+@pytest.mark.parametrize("shape", [(3001, 24), (301, 24, 7, 7)], ids=str)
+def test_many_threads_give_the_same_bits(shape):
+    before, given, results = torch.get_num_threads(), make(shape, torch.float32), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        x, log_det, channel_map, weights = given
+        results.append(everything(map_channels, x, channel_map, log_det, 0, weights))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(other[name], results[0][name]) for name in other)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_second_derivatives(inverse):
+    x, weight = torch.randn(2, 3, 2, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    assert gradgradcheck(lambda x, w: channel_mix(x, w, inverse=inverse), (x.requires_grad_(), weight.requires_grad_()))
 
 
 def _rotation(channels: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

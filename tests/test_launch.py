@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from oracles import LAYOUTS, relayout
 
-from fastflow.kernels.launch import Launch, column_reduction, row_reduction
+from fastflow.kernels.launch import Launch, PixelTiles, column_reduction, pixel_tiles, row_reduction
 from fastflow.kernels.layout import plan
 
 sizes = st.one_of(st.integers(1, 64), st.integers(1, 100_000))
@@ -61,6 +61,45 @@ def test_row_reduction_on_132_multiprocessors(shape, launch):
 def test_column_reduction_limits_partial_results_only_where_it_reduces():
     assert column_reduction(65536, 784, 4, 132, reduces=False).row_programs == 16384
     assert column_reduction(65536, 784, 4, 132, reduces=True).row_programs == 264
+
+
+@settings(deadline=None, derandomize=True)
+@given(pixels=st.one_of(st.integers(1, 64), st.integers(1, 10**10)), channels=st.integers(1, 64),
+       itemsize=shapes["itemsize"], multiprocessors=shapes["multiprocessors"], reduces=st.booleans())  # fmt: skip
+def test_every_launch_on_pixels_is_sound(pixels, channels, itemsize, multiprocessors, reduces):
+    launch = pixel_tiles(pixels, channels, itemsize, multiprocessors, reduces)
+    for size in (launch.block_channels, launch.block_pixels, launch.num_warps):
+        assert size & (size - 1) == 0
+    assert channels <= launch.block_channels < 2 * channels
+    assert launch.block_pixels >= 16
+    assert launch.num_warps <= 8
+    elements = launch.block_channels * launch.block_pixels / (32 * launch.num_warps)
+    assert elements <= (4 if reduces else 8 if itemsize == 8 else 16)
+    blocks = -(-pixels // launch.block_pixels)
+    if not reduces:
+        assert launch.programs == blocks
+        return
+    assert 1 <= launch.programs <= blocks
+    assert launch.programs * launch.num_warps <= 32 * multiprocessors
+    assert launch.programs * channels**2 * 4 <= 64 * 2**10 * 4 * multiprocessors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "launch"),
+    [
+        ((50176, 24, 4, 132, False), PixelTiles(32, 64, 4, 784)),
+        ((65536, 64, 4, 132, False), PixelTiles(64, 32, 8, 2048)),
+        ((65536, 64, 8, 132, False), PixelTiles(64, 16, 8, 4096)),
+        ((65536, 2, 4, 132, False), PixelTiles(2, 256, 4, 256)),
+        ((64, 2, 4, 132, False), PixelTiles(2, 16, 4, 4)),
+        ((50176, 24, 4, 132, True), PixelTiles(32, 16, 4, 528)),
+        ((65536, 64, 2, 132, True), PixelTiles(64, 16, 8, 264)),
+        ((65536, 2, 4, 132, True), PixelTiles(2, 64, 1, 1024)),
+    ],
+    ids=str,
+)
+def test_pixel_tiles_on_132_multiprocessors(arguments, launch):
+    assert pixel_tiles(*arguments) == launch
 
 
 SLICES = [slice(None), slice(3, None), slice(0, 3), slice(1, None, 2), slice(0, None, 2)]

@@ -80,9 +80,10 @@ def test_an_integer_that_would_compile_for_every_value_is_refused():
 def test_recording_a_launch_runs_nothing_and_covers_every_kernel():
     launched = [launch(case) for case in gate.CASES]
     kernels = {each.kernel.__name__ for each in launched}
-    assert kernels == {"act_norm_kernel", "act_norm_backward_kernel", "affine_coupling_kernel",
-                       "affine_coupling_backward_kernel", "elementwise_kernel", "elementwise_backward_kernel",
-                       "uniform_noise_kernel", "dequantize_logit_kernel"}  # fmt: skip
+    assert kernels == {
+        "act_norm_kernel", "act_norm_backward_kernel", "affine_coupling_kernel", "affine_coupling_backward_kernel",
+        "channel_mix_kernel", "channel_mix_backward_kernel", "elementwise_kernel", "elementwise_backward_kernel",
+        "uniform_noise_kernel", "dequantize_logit_kernel"}
     for formulas in ("MAP", "SLOPE"):
         given = {each.arguments[formulas].__module__ for each in launched if formulas in each.arguments}
         assert given == {"fastflow.kernels.logit", "fastflow.kernels.sym_log"}

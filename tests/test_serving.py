@@ -15,6 +15,7 @@ from fastflow.bench.serving import (
     observe,
     observe_act_norm,
     observe_affine_coupling,
+    observe_channel_mix,
     observe_dequantize_logit,
     observe_elementwise,
     observe_gaussian_class_scores,
@@ -24,7 +25,7 @@ from fastflow.bench.serving import (
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
-EXPECTED = {"act_norm": {"cpu"}, "affine_coupling": {"cpu"}, "dequantize_logit": {"cpu"},
+EXPECTED = {"act_norm": {"cpu"}, "affine_coupling": {"cpu"}, "channel_mix": {"cpu"}, "dequantize_logit": {"cpu"},
             "gaussian_class_scores": {"reference"}, "logit": {"cpu"}, "sym_log": {"cpu"}, "uniform_noise": {"cpu"}}
 
 
@@ -53,7 +54,8 @@ def test_every_cell_is_served_by_its_kernel(native, cells):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("backend", "observed"), [
-    ("triton", observe_act_norm), ("triton", observe_affine_coupling), ("triton", observe_elementwise),
+    ("triton", observe_act_norm), ("triton", observe_affine_coupling), ("triton", observe_channel_mix),
+    ("triton", observe_elementwise),
     ("triton", observe_dequantize_logit), ("triton", observe_uniform_noise), ("cuda", observe_gaussian_class_scores)])
 def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, backend, observed):
     state = _backend.state(backend)

@@ -11,6 +11,8 @@ from fastflow.kernels import (
     act_norm_cuda,
     affine_coupling_backward_cuda,
     affine_coupling_cuda,
+    channel_mix_backward_cuda,
+    channel_mix_cuda,
     dequantize_logit_cuda,
     logit_backward_cuda,
     logit_cuda,
@@ -23,6 +25,10 @@ from fastflow.ops.scale_map import KINDS
 # 5 programs of 128 threads and 96 registers fit a multiprocessor, each with 12 KB of loads under way: twice what 4.3
 # TB/s over 132 multiprocessors needs at 700 ns. The gain's gradient, which loops, and float64 hold more values.
 REGISTERS, REGISTERS_GAIN, REGISTERS_DOUBLE = 96, 128, 168
+# The sums of channel_mix's backward: 16 warps of 128 registers fill a multiprocessor, and pixel_tiles starts no more.
+REGISTERS_MATRIX = 128
+SHARED_BYTES = 4096
+
 
 @dataclass(frozen=True)
 class KernelCase:
@@ -53,9 +59,22 @@ class KernelCase:
         return self.layout != "strided"
 
     @property
+    def shared(self) -> int:
+        """The most bytes of shared memory of a program."""
+        return SHARED_BYTES
+
+    @property
     def fuses(self) -> bool:
         """Whether its arithmetic has fused multiply-adds."""
         return True
+
+    def elements(self, arguments: dict) -> int:
+        """The elements that a program moves of each main array."""
+        return arguments["BLOCK_ROWS"] * arguments["BLOCK_FEATURES"]
+
+    def tile(self, arguments: dict) -> str:
+        """The tile in words."""
+        return f"{arguments['BLOCK_ROWS']}x{arguments['BLOCK_FEATURES']}"
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -246,6 +265,71 @@ class ActNormCase(KernelCase):
             act_norm_cuda(x, shift, log_scale, log_det, shift_first, "inverse" in self.kernel)
 
 
+@dataclass(frozen=True)
+class MixCase(KernelCase):
+    """One launch of channel_mix on all channels, or with `variant` "pair" on x and rest, half of the channels each.
+
+    "squeeze" reads x with a quarter of the channels, two pixels apart, of which no access is wide.
+    """
+
+    variant: str = "whole"
+
+    @property
+    def registers(self) -> int:
+        return REGISTERS_MATRIX if self.kernel == "mix backward" else super().registers
+
+    @property
+    def shared(self) -> int:
+        """The operands of one product: 16 rows of up to 256 pixels, or 16 columns of up to 64, 8 bytes each, twice."""
+        return 36 * 1024
+
+    @property
+    def narrow(self) -> int:
+        """Forward shifts, log_dets and matrices, in backward 16 rows of the small tiles or the gradient of the shift.
+
+        One narrow main array would make 8 to 16 of them forward and 4 in backward, beside these.
+        """
+        return 4 if self.kernel == "mix backward" else 12
+
+    @property
+    def wide(self) -> bool:
+        """Whether a thread has 128 bits of neighbours: of a row's pixels, or where they are innermost, of channels."""
+        channels, *space = self.shape[1:]
+        held = 4 if self.kernel == "mix backward" or channels <= 2 else 8
+        across = channels // 2 if self.variant == "pair" else channels
+        neighbours = math.prod(space) if space and self.layout != "channels_last" else across
+        held_bytes = math.gcd(neighbours, held) * getattr(torch, self.dtype).itemsize
+        return self.layout != "strided" and self.variant != "squeeze" and held_bytes >= 16
+
+    def elements(self, arguments: dict) -> int:
+        return self.shape[1] * arguments["BLOCK_PIXELS"]
+
+    def tile(self, arguments: dict) -> str:
+        return f"{arguments['BLOCK_CHANNELS']}x{arguments['BLOCK_PIXELS']}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("grad_z_ptr", "x_ptr") if self.kernel == "mix backward" else ("x_ptr",)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ("grad_x_ptr",) if self.kernel == "mix backward" else ("z_ptr",)
+
+    def call(self) -> None:
+        rows, channels, *space = self.shape
+        split = channels // 2 if self.variant == "pair" else 0
+        x = self.empty(rows, split or channels, *space)
+        rest = self.empty(rows, channels - split, *space) if split else None
+        given, squeezing = x, 0
+        if self.variant == "squeeze":
+            given, squeezing = self.empty(rows, channels // 4, *(2 * size for size in space)), 1
+        matrix, vector = self.reduced(channels, channels), self.reduced(channels)
+        if self.kernel == "mix backward":
+            channel_mix_backward_cuda(x, rest, given, rest, matrix, vector, squeezing)
+        else:
+            channel_mix_cuda(given, rest, matrix, vector, vector, self.reduced(), self.reduced(rows), split, squeezing)
+
+
 _ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
 _IMAGE = (256, 32, 14, 14)
 CASES = (
@@ -278,4 +362,15 @@ CASES = (
       for dtype in ("float32", "bfloat16") for kernel in ("forward", "backward")),
     *(ActNormCase(f"act_norm {kernel}", variant="shift last", from_input=kernel == "backward")
       for kernel in ("forward", "backward")),
+    *(MixCase(f"mix {kernel}", dtype=dtype, shape=(rows, channels, *space)) for kernel in ("forward", "backward")
+      for dtype in ("float32", "bfloat16", "float64") for channels in (1, 2, 4, 8, 12, 24, 48, 64)
+      for rows, space in ((65536, ()), (256, (16, 16)))),
+    *(MixCase(f"mix {kernel}", "pair", dtype, (256, channels, *space), layout) for kernel in ("forward", "backward")
+      for dtype, channels, space, layout in (
+          ("float32", 24, (14, 14), "contiguous"), ("float32", 64, (14, 14), "contiguous"),
+          ("float32", 24, (14, 14), "channels_last"), ("float32", 64, (14, 14), "channels_last"),
+          ("bfloat16", 24, (16, 16), "contiguous"), ("float32", 24, (7, 7), "contiguous"),
+          ("float32", 24, (), "strided"))),
+    *(MixCase(f"mix {kernel}", "squeeze", shape=(256, channels, 14, 14)) for kernel in ("forward", "backward")
+      for channels in (4, 64)),
 )

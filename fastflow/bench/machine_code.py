@@ -102,8 +102,8 @@ def _read(cubin: bytes, shared: int) -> Resources:
         registers=used["REG"], stack=used["STACK"], local=used["LOCAL"], shared=shared,
         spills=count["LDL"] + count["STL"],
         loads=_widths(opcodes, "LDG"), stores=_widths(opcodes, "STG"),
-        double_arithmetic=sum(count[name] for name in ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")),
-        fused_multiply_adds=count["FFMA"] + count["DFMA"],
+        double_arithmetic=sum(count[name] for name in ("DADD", "DMUL", "DFMA", "DMMA", "DSETP", "DMNMX")),
+        fused_multiply_adds=count["FFMA"] + count["DFMA"] + count["DMMA"],
     )
 
 

@@ -22,7 +22,6 @@ from fastflow.bench.machine_code import Launch, Resources, launches, resources
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "resources.md"
 CAPABILITIES = (80, 90)
-SHARED_BYTES = 4096
 
 
 def violations(case: KernelCase, launch: Launch, found: Resources) -> list[str]:
@@ -30,15 +29,15 @@ def violations(case: KernelCase, launch: Launch, found: Resources) -> list[str]:
     wrong = []
     for name, value, limit in (("registers", found.registers, case.registers), ("stack", found.stack, 0),
                                ("local memory", found.local, 0), ("spills", found.spills, 0),
-                               ("shared memory", found.shared, SHARED_BYTES)):
+                               ("shared memory", found.shared, case.shared)):
         if value > limit:
             wrong.append(f"{name} {value}, expected at most {limit}")
     if case.wide:
         for name, widths, arrays in (("loads", found.loads, case.reads), ("stores", found.stores, case.writes)):
-            expected = _bytes_a_thread(launch, arrays) / 16
+            expected = _bytes_a_thread(case, launch, arrays) / 16
             if widths[128] < expected or widths.total() - widths[128] > case.narrow:
-                wrong.append(f"{name} {_text(widths)}, expected at least {expected:g} x 128, at most {case.narrow} "
-                             "narrower")
+                wrong.append(f"{name} {_text(widths)}, expected at least {expected:g} x 128, "
+                             f"at most {case.narrow} narrower")
     if case.dtype != "float64" and found.double_arithmetic:
         wrong.append(f"{found.double_arithmetic} float64 instructions, expected none for {case.dtype}")
     if case.fuses and not found.fused_multiply_adds:
@@ -46,8 +45,8 @@ def violations(case: KernelCase, launch: Launch, found: Resources) -> list[str]:
     return wrong
 
 
-def _bytes_a_thread(launch: Launch, names: tuple[str, ...]) -> float:
-    elements = launch.arguments["BLOCK_ROWS"] * launch.arguments["BLOCK_FEATURES"] / (32 * launch.options["num_warps"])
+def _bytes_a_thread(case: KernelCase, launch: Launch, names: tuple[str, ...]) -> float:
+    elements = case.elements(launch.arguments) / (32 * launch.options["num_warps"])
     tensors = [launch.arguments[name] for name in names]
     return elements * sum(tensor.element_size() for tensor in tensors if tensor is not None)
 
@@ -62,7 +61,7 @@ def measure(case: KernelCase) -> tuple[list[str], list[str]]:
     rows, wrong = [], []
     for capability in CAPABILITIES:
         found = resources(launch, capability)
-        tile = f"{launch.arguments['BLOCK_ROWS']}x{launch.arguments['BLOCK_FEATURES']}, {launch.options['num_warps']}"
+        tile = f"{case.tile(launch.arguments)}, {launch.options['num_warps']}"
         dtypes = f"{case.dtype} + {case.parameters}" if case.parameters else case.dtype
         shape = "x".join(map(str, case.shape))
         name = (f"sm_{capability}", case.kernel, case.form, dtypes, f"{shape} {case.layout}")
@@ -77,9 +76,10 @@ HEADER = f"""# Machine code of the Triton kernels
 Compiled by Triton {triton.__version__} without a GPU. `python -m fastflow.bench.resources --write` makes this table,
 `make gate` checks it. No kernel has stack, local memory or spills; only float64 data get float64 arithmetic.
 
-dtype: of x, + of scale and shift where it differs; of noise, and of the z of grey levels. tile: rows x features, warps.
-loads, stores: instructions on global memory x bits a thread moves; the narrow ones are row sums, log_det gradients,
-gains, masks and what else belongs to channels, keys of noise and grey levels. shared: bytes a program.
+dtype: of x, + of scale and shift where it differs; of noise, and of the z of grey levels. tile: rows x features, or of
+a mix channels x pixels, warps. loads, stores: instructions on global memory x bits a thread moves; the narrow ones are
+row sums, log_det gradients, gains, masks and what else belongs to channels, a mix's matrices, keys of noise and grey
+levels. shared: bytes a program.
 
 | | kernel | variant | dtype | x | tile | registers | loads | stores | shared |
 |---|---|---|---|---|---|---|---|---|---|

@@ -33,6 +33,8 @@ from fastflow.ops import (
     uniform_noise,
 )
 from fastflow.ops._define import Op
+from fastflow.ops.channel_map import channel_map
+from fastflow.ops.channel_mix import map_channels
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def observe(device: str = "cpu") -> Iterator[Cell]:
     yield from observe_act_norm(device)
     yield from observe_affine_coupling(device)
     yield from observe_gaussian_class_scores(device)
+    yield from observe_channel_mix(device)
     yield from observe_elementwise(device)
     yield from observe_dequantize_logit(device)
     yield from observe_uniform_noise(device)
@@ -244,6 +247,23 @@ def observe_uniform_noise(device: str = "cpu") -> Iterator[Cell]:
             uniform_noise((_ROWS, 7), seed=0, step=step, rows=rows, dtype=_SINGLE_DTYPES[dtype])
         variant = "device step" if isinstance(step, Tensor) else "host step"
         yield Cell("uniform_noise", variant, "[B, ...]", dtype, "forward", served["uniform_noise"])
+
+
+def observe_channel_mix(device: str = "cpu") -> Iterator[Cell]:
+    """On one tensor and on pairs: every layout, dtype and direction; an inverse is the map of another matrix."""
+    layouts, directions = ("[B, D]", "[B, C, H, W]", *_PLACES), ("forward", "backward")
+    for variant, layout, dtype, direction in product(("whole", "pair"), layouts, DTYPES, directions):
+        x = torch.randn(_ROWS, _CHANNELS, *(() if layout == "[B, D]" else _SPACE), device=device)
+        place = _PLACES.get(layout, Tensor.contiguous)
+        parts = [place(part.to(DTYPES[dtype][0])).requires_grad_(direction == "backward")
+                 for part in ([x] if variant == "whole" else x.split([2, _CHANNELS - 2], 1))]
+        given = channel_map(torch.eye(_CHANNELS, device=device))
+        with watch(device) as served:
+            z, _ = map_channels(parts[0], given) if variant == "whole" else map_channels(tuple(parts), given, split=3)
+            if direction == "backward":
+                torch.autograd.grad(z.sum() if variant == "whole" else z[0].sum(), parts)
+        backend = served.get("channel_mix_backward", "reference") if direction == "backward" else served["channel_mix"]
+        yield Cell("channel_mix", variant, layout, dtype, direction, backend)
 
 
 def markdown(cells: Iterable[Cell]) -> str:
