@@ -81,7 +81,8 @@ def test_kernels(backend, shape, first, split, dtype, layout):
     others = [LAYOUTS[LAYOUTS.index(layout) - i] for i in (1, 2, 3)]
     moved = parts(x, first, layout, others[0])
     moved_weights = parts(weights[0], split, others[1], others[2]), relayout(weights[1], "strided")
-    computed = everything(map_channels, moved, given, relayout(log_det, "strided"), split, moved_weights)
+    moved_map = given._replace(matrix=relayout(given.matrix, "transposed"), shift=relayout(given.shift, "strided"))
+    computed = everything(map_channels, moved, moved_map, relayout(log_det, "strided"), split, moved_weights)
     check(computed, x, given, log_det, weights, where=f"of x {layout}, {others}")
 
 
