@@ -24,8 +24,8 @@ from fastflow.ops.channel_mix import empty_grads, empty_results
 
 from .launch import multiprocessors, pixel_tiles
 
-# Of a sum in one tl.dot, whose operands the compiler reads into registers all at once: 64 would not fit. The least that
-# Triton 3.6 takes.
+# The terms of a sum that one tl.dot adds. The compiler reads all its operands into registers at once: those of 64 would
+# not fit, and fewer than 16 Triton 3.6 does not take.
 TERMS = tl.constexpr(16)
 
 
