@@ -269,7 +269,7 @@ class ActNormCase(KernelCase):
 class MixCase(KernelCase):
     """One launch of channel_mix on all channels, or with `variant` "pair" on x and rest, half of the channels each.
 
-    "squeeze" reads x with a quarter of the channels, two pixels apart, of which no access is wide.
+    "squeeze" centers x, and reads it with a quarter of the channels, two pixels apart, of which no access is wide.
     """
 
     variant: str = "whole"
@@ -320,14 +320,14 @@ class MixCase(KernelCase):
         split = channels // 2 if self.variant == "pair" else 0
         x = self.empty(rows, split or channels, *space)
         rest = self.empty(rows, channels - split, *space) if split else None
-        given, squeezing = x, 0
-        if self.variant == "squeeze":
-            given, squeezing = self.empty(rows, channels // 4, *(2 * size for size in space)), 1
         matrix, vector = self.reduced(channels, channels), self.reduced(channels)
+        given, center, squeezing = x, None, 0
+        if self.variant == "squeeze":
+            given, center, squeezing = self.empty(rows, channels // 4, *(2 * size for size in space)), vector, 1
         if self.kernel == "mix backward":
-            channel_mix_backward_cuda(x, rest, given, rest, matrix, vector, squeezing)
+            channel_mix_backward_cuda(x, rest, given, rest, matrix, center, squeezing)
         else:
-            channel_mix_cuda(given, rest, matrix, vector, vector, self.reduced(), self.reduced(rows), split, squeezing)
+            channel_mix_cuda(given, rest, matrix, center, vector, self.reduced(), self.reduced(rows), split, squeezing)
 
 
 _ALL_MAPS = (*SCALE_MAPS, "sigmoid eps=0", "tanh gain")
