@@ -43,6 +43,7 @@ class Planes {
  public:
   Planes(const Pixels& pixels, const Tile& tile, T* buffer) : count(tile.count), pixels_(pixels), tile_(tile) {
     direct_ = pixels.dtype == native<T> && pixels.part[0].width == 0;
+    for (const Channels& part : pixels.part) ahead = part.count > 0 ? part.row_stride : ahead;
     for (const Channels& part : pixels.part) {
       for (int c = 0, k = part.first; c < part.count; ++c, k += part.step) {
         char* const first = part.data + (tile.row * part.row_stride + c * part.channel_stride) * bytes();
@@ -63,8 +64,19 @@ class Planes {
     });
   }
 
+  // Asks for the same pixels of the next row: the planes of a tile lie too far apart for the hardware to foresee it.
+  template <bool to_write>
+  void prefetch(int64_t p, int channels) const {
+    for (int k = 0; k < channels; ++k) {
+      const T* const next = channel[k] + p + ahead;
+      __builtin_prefetch(next, to_write, 2);
+      __builtin_prefetch(next + 64 / sizeof(T), to_write, 2);
+    }
+  }
+
   T* channel[most_channels];
   const int64_t count;
+  int64_t ahead = 0;
 
  private:
   int64_t bytes() const { return bytes_of[pixels_.dtype]; }
@@ -178,12 +190,16 @@ class Matrix {
     }
   }
 
-  // What the last vectors hold twice, where a row is no multiple of them, is computed twice.
-  void multiply_planes(const Planes<T>& x, const ChannelVector<T>& center, const Planes<T>& z) const {
+  // What the last vectors hold twice, where a row is no multiple of them, is computed twice. `also` is what comes after.
+  void multiply_planes(const Planes<T>& x, const ChannelVector<T>& center, const Planes<T>& z,
+                       const Planes<T>* also = nullptr) const {
     const auto read = [](const T* from, int v) { return load(from + v * width<T>); };
     const auto write = [](T* to, Vec<T> value, int v) { store(to + v * width<T>, value); };
     for (int64_t p = 0; p < x.count;) {
       const int64_t left = x.count - p;
+      x.template prefetch<false>(p, channels_);
+      z.template prefetch<true>(p, channels_);
+      if (also != nullptr) also->template prefetch<false>(p, channels_);
       if (left > width<T> && x.count >= 2 * width<T>) {
         on_lanes<2>(x, center, z, smaller(p, x.count - 2 * width<T>), read, write);
         p += 2 * width<T>;
@@ -417,7 +433,7 @@ void backward(const ChannelMix& op, int64_t first, int64_t last) {
       const Planes<T> grad_z(op.x, tile, from), grad_x(op.z, tile, to), x(op.saved, tile, input);
       grad_z.read();
       x.read();
-      transposed.multiply_planes(grad_z, none, grad_x);
+      transposed.multiply_planes(grad_z, none, grad_x, &x);
       grad_x.write();
       sums.add(grad_z, x, center);
     }
