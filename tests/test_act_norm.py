@@ -4,32 +4,19 @@ import math
 
 import pytest
 import torch
+from backends import cpu_backends
 from bijections import assert_inverts, assert_log_det, scatter
 from oracles import LAYOUTS, assert_three_way, relayout
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastflow._backend import backend as forced_backend
 from fastflow.nn import ActNorm
 from fastflow.ops import act_norm, elementwise_affine
-from fastflow.ops.act_norm import _backward, _backward_fallback, _fallback, _forward, backward_reference
+from fastflow.ops.act_norm import _backward, _forward, backward_reference
 
 SHAPES = [(3, 1), (4, 5), (2, 8, 7), (3, 4, 7, 7), (2, 2, 3, 2, 2)]
 FORMS = {"shift first": act_norm, "shift last": elementwise_affine}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(params=["reference", "fallback", "cpu"])
-def backend(request, monkeypatch):
-    """The reference by autograd; the autograd.Function over the reference; the Function over the native library."""
-    if request.param == "fallback":
-        monkeypatch.setattr(_forward, "dispatch", _fallback)
-        monkeypatch.setattr(_backward, "dispatch", _backward_fallback)
-        yield request.param
-        return
-    if request.param == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::act_norm", "CPU"):
-        pytest.skip("the native library is not built here")
-    with forced_backend(request.param):
-        yield request.param
+backend = cpu_backends(_forward, _backward)
 
 
 def formulas(form):

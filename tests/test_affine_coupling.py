@@ -3,6 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
+from backends import cpu_backends
 from coupling_cases import (
     DTYPES,
     MAPS,
@@ -23,27 +24,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from fastflow._backend import backend as forced_backend
 from fastflow.ops import affine_coupling
-from fastflow.ops.affine_coupling import _backward, _backward_fallback, _fallback, _forward
+from fastflow.ops.affine_coupling import _backward, _forward
 
 every_map = pytest.mark.parametrize("name", MAPS)
 both_shifts = pytest.mark.parametrize("shift_first", [False, True], ids=["scale_add", "add_scale"])
 both_ways = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-
-
-@pytest.fixture(params=["reference", "fallback", "cpu"])
-def backend(request, monkeypatch):
-    """Who computes: the reference by autograd; the autograd.Function over the reference, as without a native library;
-    the Function over the native library."""
-    if request.param == "fallback":
-        monkeypatch.setattr(_forward, "dispatch", _fallback)
-        monkeypatch.setattr(_backward, "dispatch", _backward_fallback)
-        yield request.param
-        return
-    key = "CPU"
-    if request.param == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::affine_coupling", key):
-        pytest.skip("the native library is not built here")
-    with forced_backend(request.param):
-        yield request.param
+backend = cpu_backends(_forward, _backward)
 
 
 def everything(function, inputs, weights, inverse=False):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from backends import cpu_backends
 from bijections import assert_inverts, assert_log_det, scatter
 from channel_mix_cases import (  # noqa: F401, collected here to run on this file's backends
     everything,
@@ -20,28 +21,14 @@ from channel_mix_cases import (  # noqa: F401, collected here to run on this fil
 from oracles import assert_three_way
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastflow._backend import backend as forced_backend
 from fastflow.nn import ChannelMix
 from fastflow.ops import PLU, QR, Householder, channel_mix, plu
-from fastflow.ops.channel_mix import _backward, _backward_fallback, _fallback, _forward, map_channels
+from fastflow.ops.channel_mix import _backward, _forward, map_channels
 from fastflow.ops.invert import invert
 from fastflow.ops.invert import reference as invert_reference
 
 CHANNELS = [1, 2, 4, 8]
-
-
-@pytest.fixture(params=["reference", "fallback", "cpu"])
-def backend(request, monkeypatch):
-    """The reference by autograd; the autograd.Function over the reference; the Function over the native library."""
-    if request.param == "fallback":
-        monkeypatch.setattr(_forward, "dispatch", _fallback)
-        monkeypatch.setattr(_backward, "dispatch", _backward_fallback)
-        yield request.param
-        return
-    if request.param == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::channel_mix", "CPU"):
-        pytest.skip("the native library is not built here")
-    with forced_backend(request.param):
-        yield request.param
+backend = cpu_backends(_forward, _backward)
 
 
 @pytest.mark.parametrize("squeezing", [0, 1, -2])

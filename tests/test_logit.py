@@ -5,30 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import cpu_backends
 from bijections import assert_inverts, assert_log_det
 from oracles import LAYOUTS, assert_three_way, relayout
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastflow._backend import backend as forced_backend
 from fastflow.nn import Logit
 from fastflow.ops import logit
 from fastflow.ops.logit import _backward, _forward, reference
 
 ALPHAS = [0.0, 0.05, 0.1]
-
-
-@pytest.fixture(params=["reference", "fallback", "cpu"])
-def backend(request, monkeypatch):
-    """The reference by autograd; the autograd.Function over the reference; the Function over the native library."""
-    if request.param == "fallback":
-        for op in (_forward, _backward):
-            monkeypatch.setattr(op, "dispatch", op.fallback)
-        yield request.param
-        return
-    if request.param == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::logit", "CPU"):
-        pytest.skip("the native library is not built here")
-    with forced_backend(request.param):
-        yield request.param
+backend = cpu_backends(_forward, _backward)
 
 
 def formulas(x, alpha, log_det, inverse):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from backends import cpu_backends
 from bijections import assert_inverts, assert_log_det
 from oracles import LAYOUTS, assert_three_way, relayout
 from torch.autograd import gradcheck, gradgradcheck
@@ -13,19 +14,7 @@ from fastflow.nn import SymLog
 from fastflow.ops import sym_log
 from fastflow.ops.sym_log import _backward, _forward, reference
 
-
-@pytest.fixture(params=["reference", "fallback", "cpu"])
-def backend(request, monkeypatch):
-    """The reference by autograd; the autograd.Function over the reference; the Function over the native library."""
-    if request.param == "fallback":
-        for op in (_forward, _backward):
-            monkeypatch.setattr(op, "dispatch", op.fallback)
-        yield request.param
-        return
-    if request.param == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key("fastflow::sym_log", "CPU"):
-        pytest.skip("the native library is not built here")
-    with forced_backend(request.param):
-        yield request.param
+backend = cpu_backends(_forward, _backward)
 
 
 def formulas(x, log_det, inverse):

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import triton
 
-from fastflow.bench.gate_cases import CASES, KernelCase
+from fastflow.bench.gate_cases import CASES
+from fastflow.bench.kernel_case import KernelCase
 from fastflow.bench.machine_code import Launch, Resources, launches, resources
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "resources.md"

@@ -60,6 +60,8 @@ using UnsignedLanes = typename Register<T>::unsigned_lanes;
 template <class T>
 constexpr int width = register_bytes / sizeof(T);
 
+FASTFLOW_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 template <class T>
 FASTFLOW_INLINE Vec<T> splat(T value) {
   return value - Vec<T>{};

@@ -13,8 +13,6 @@
 
 namespace fastflow::FASTFLOW_ISA {
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Passive bytes of each row of a tile.
 struct Line {
   const char* from;
