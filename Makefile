@@ -13,7 +13,7 @@ demo: setup
 	OMP_NUM_THREADS=1 $(BIN)/fastflow train configs/digits.yaml
 
 test: setup
-	$(PYTEST) -n 2 --dist loadfile --benchmark-disable
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 # Every Triton kernel compiled for sm_80 and sm_90, without a GPU: registers, stack, spills, width of accesses.
 gate: setup

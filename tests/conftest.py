@@ -7,6 +7,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """The interpreter's tests first: they take one of the processes for as long as the rest takes the other."""
+    items.sort(key=lambda item: item.path.name != "test_triton_interpreter.py")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fresh allocations hold NaN, so that an element which no kernel wrote fails the test that reads it."""
