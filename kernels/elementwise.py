@@ -15,7 +15,7 @@ from .layout import channel_index, plan, row_align, tile
 
 
 @triton.jit(do_not_specialize=["rows", "x_row_stride", "log_det_stride", "z_row_stride"])
-def elementwise_kernel(
+def elementwise_bijection_kernel(
     x_ptr, log_det_ptr, z_ptr, total_ptr, rows, x_row_stride, log_det_stride, z_row_stride,
     X_STRIDES: tl.constexpr, Z_STRIDES: tl.constexpr, ROW_ALIGN: tl.constexpr, SIZES: tl.constexpr,
     CHANNEL: tl.constexpr, FEATURES: tl.constexpr, MAP: tl.constexpr, SETTINGS: tl.constexpr, OTHER: tl.constexpr,
@@ -45,7 +45,7 @@ def elementwise_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "grad_z_row_stride", "grad_log_det_stride", "x_row_stride", "grad_x_row_stride"])
-def elementwise_backward_kernel(
+def elementwise_bijection_backward_kernel(
     grad_z_ptr, grad_log_det_ptr, x_ptr, grad_x_ptr,
     rows, grad_z_row_stride, grad_log_det_stride, x_row_stride, grad_x_row_stride,
     GRAD_Z_STRIDES: tl.constexpr, X_STRIDES: tl.constexpr, GRAD_X_STRIDES: tl.constexpr, ROW_ALIGN: tl.constexpr,
@@ -84,7 +84,7 @@ def launch(x: Tensor, log_det: Tensor | None, MAP, SETTINGS: tuple, OTHER: float
     splits = launch.feature_programs
     total = x.new_empty((splits, rows) if splits > 1 else rows, dtype=compute)
     with torch.cuda.device_of(x):
-        elementwise_kernel[launch.row_programs, splits](
+        elementwise_bijection_kernel[launch.row_programs, splits](
             x, log_det, z, total,
             rows, x.stride(0), 0 if log_det is None else log_det.stride(0), z.stride(0),
             X_STRIDES=x_strides, Z_STRIDES=z_strides, ROW_ALIGN=row_align(x, z), SIZES=layout.sizes,
@@ -105,7 +105,7 @@ def launch_backward(grad_z: Tensor, grad_log_det: Tensor | None, x: Tensor, SLOP
     grad_x_strides, grad_z_strides, x_strides = layout.strides
     launch = column_reduction(rows, layout.features, x.element_size(), multiprocessors(x.device), False)
     with torch.cuda.device_of(x):
-        elementwise_backward_kernel[launch.row_programs * launch.feature_programs,](
+        elementwise_bijection_backward_kernel[launch.row_programs * launch.feature_programs,](
             grad_z, grad_log_det, x, grad_x,
             rows, grad_z.stride(0), 0 if grad_log_det is None else grad_log_det.stride(0), x.stride(0),
             grad_x.stride(0),

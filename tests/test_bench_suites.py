@@ -114,14 +114,15 @@ def test_the_recorded_tests_on_a_cpu_are_those_of_the_measured_ops():
 
 
 def test_the_sanitizers_watch_every_kernel_and_run_every_op():
-    """They choose kernels by the op's name in theirs: one named otherwise would go unwatched."""
+    """They choose kernels by what is in their names: one named otherwise would go unwatched."""
     from test_streams_and_graphs import CASES
 
     pytest.importorskip("triton")
     from fastflow.bench import gate_cases, machine_code
 
-    ops = {name: op.on_cuda for name, op in serving.ops().items() if op.on_cuda}
+    ops, watched = {name for name, op in serving.ops().items() if op.on_cuda}, suites.watched_kernels("triton")
     names = {launch.kernel.fn.__name__ for case in gate_cases.CASES for launch in machine_code.launches(case.call)}
-    assert {name for name in names if not any(op in name for op, kind in ops.items() if kind == "triton")} == set()
-    assert "gaussian_class_scores_kernel" in (record.ROOT / "csrc/cuda/gaussian_class_scores.cu").read_text()
+    assert {name for name in names if not any(part in name for part in watched)} == set()
+    for op in suites.watched_kernels("cuda"):
+        assert f"{op}_kernel" in (record.ROOT / f"csrc/cuda/{op}.cu").read_text()
     assert {op for op in ops if not op.endswith("_backward")} == {case.op for case in CASES}

@@ -155,7 +155,7 @@ def test_other_data_is_noticed(work, capfd):
 
 @pytest.mark.parametrize(("variable", "value", "message"), [
     ("FASTFLOW_BACKEND", "bogus", "fastflow: FASTFLOW_BACKEND: backend is 'bogus', expected one of auto, reference"),
-    ("FASTFLOW_BACKEND", "triton", "logit: backend 'triton' was asked for and"),
+    ("FASTFLOW_BACKEND", "triton", ": backend 'triton' was asked for and"),
     ("FASTFLOW_CPU_ISA", "avx9", "FASTFLOW_CPU_ISA is 'avx9': set it to baseline, avx2 or avx512"),
 ])
 def test_a_backend_that_cannot_serve_is_said_before_anything_is_made(work, variable, value, message):

@@ -55,8 +55,7 @@ def sanitize(backend: str, tool: str, deadline: Deadline) -> dict:
     if program is None:
         return {"status": "not run", "reason": "compute-sanitizer is neither on PATH nor in $CUDA_HOME/bin"}
     file, keyword = SANITIZED
-    kernels = [option for name, op in serving.ops().items() if op.on_cuda == backend
-               for option in ("--kernel-name", f"kns={name}")]
+    kernels = [option for name in watched_kernels(backend) for option in ("--kernel-name", f"kns={name}")]
     # Failures of API calls are Python's to raise; PyTorch makes some and handles them.
     watched = [program, "--tool", tool, "--error-exitcode", str(_FOUND), "--target-processes", "all",
                "--report-api-errors", "no", *kernels]
@@ -68,6 +67,12 @@ def sanitize(backend: str, tool: str, deadline: Deadline) -> dict:
     if code or counts["failed"] or not counts["passed"]:
         return counts | {"status": "failed", "reason": f"exit code {code}, {counts['passed']} tests passed"}
     return counts | {"status": "passed", "reason": ""}
+
+
+def watched_kernels(backend: str) -> list[str]:
+    """What the names of the backend's kernels have in them: their op's name, or that of the kernel that ops share."""
+    shared = ["elementwise_bijection"] if backend == "triton" else []
+    return [name for name, op in serving.ops().items() if op.on_cuda == backend] + shared
 
 
 def find_sanitizer() -> str | None:
