@@ -82,8 +82,8 @@ def test_recording_a_launch_runs_nothing_and_covers_every_kernel():
     kernels = {each.kernel.__name__ for each in launched}
     assert kernels == {
         "act_norm_kernel", "act_norm_backward_kernel", "affine_coupling_kernel", "affine_coupling_backward_kernel",
-        "channel_mix_kernel", "channel_mix_backward_kernel", "elementwise_bijection_kernel", "elementwise_bijection_backward_kernel",
-        "uniform_noise_kernel", "dequantize_logit_kernel"}
+        "channel_mix_kernel", "channel_mix_backward_kernel", "elementwise_bijection_kernel",
+        "elementwise_bijection_backward_kernel", "uniform_noise_kernel", "dequantize_logit_kernel"}
     for formulas in ("MAP", "SLOPE"):
         given = {each.arguments[formulas].__module__ for each in launched if formulas in each.arguments}
         assert given == {"fastflow.kernels.logit", "fastflow.kernels.sym_log"}
