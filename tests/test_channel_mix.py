@@ -32,7 +32,8 @@ backend = cpu_backends(_forward, _backward)
 
 
 @pytest.mark.parametrize(("shape", "first", "split", "squeezing"), [
-    ((4, 8), 3, 5, 0), ((3, 8, 4, 6), 3, 0, 0), ((3, 8, 4, 6), 0, 3, 0), ((3, 8, 4, 6), 0, 3, 1), ((3, 8, 4, 6), 3, 0, -2)])
+    ((4, 8), 3, 5, 0), ((3, 8, 4, 6), 3, 0, 0), ((3, 8, 4, 6), 0, 3, 0), ((3, 8, 4, 6), 0, 3, 1),
+    ((3, 8, 4, 6), 3, 0, -2)])  # fmt: skip
 def test_opcheck(shape, first, split, squeezing):
     x, channels = torch.randn(shape), 32 if squeezing > 0 else 8
     parts = (x[:, :first], x[:, first:]) if first else (x, None)
