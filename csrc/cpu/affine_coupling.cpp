@@ -3,8 +3,8 @@
 // Moved for an element that is transformed, with one that is passive beside it, in float32: forward and inverse 24 bytes
 // (x twice, scale, shift in; z twice out), backward 32 (grad_z twice, saved, scale in; grad_x twice, grad_scale,
 // grad_shift out), 36 where the form needs shift. With AVX-512, sigmoid + eps is 22 vector operations for 16 elements
-// forward: in cache they decide, beyond the L3 the memory. Measured (benchmarks/records/amd-epyc-20261121T172635Z.json):
-// 4096 x 64 forward, the call included, 160 us on one Zen 4 core, 44 % of a copy's rate; 65536 x 64, 71 %.
+// forward: in cache they decide, beyond the L3 the memory. Measured (benchmarks/records/amd-epyc-20261121T200934Z.json):
+// 4096 x 64 forward, the call included, 165 us on one Zen 4 core, 43 % of a copy's rate; 65536 x 64, 60 %.
 #include "affine_coupling.h"
 
 #include <optional>

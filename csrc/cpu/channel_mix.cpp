@@ -2,7 +2,8 @@
 //
 // Moved for an element in float32: forward 8 bytes, backward 12 (grad_z and x in; grad_x out). Computed, for C channels:
 // forward C fused multiply-adds an element, backward 2 C. From C = 8 on they decide: one Zen 4 core does 16 of them in a
-// cycle.
+// cycle. Measured (benchmarks/records/amd-epyc-20261121T200934Z.json): 256 x 24 x 14 x 14 forward, log|det W| and the call
+// included, 812 us on one such core, 71 GFLOP/s.
 #include "channel_mix.h"
 
 #include <optional>

@@ -2,8 +2,8 @@
 //
 // Moved for an element in float32: forward and inverse 8 bytes, backward 12 (grad_z and the input in; grad_x out).
 // Computed: forward a logarithm an element and one a row, inverse an exponential an element and a logarithm a row; in
-// backward nothing such, or for the inverse an exponential. These decide, not the memory: 256 x 784 forward takes 110 us on
-// one Zen 4 core, 18 % of a copy's rate (benchmarks/records/amd-epyc-20261121T172635Z.json).
+// backward nothing such, or for the inverse an exponential. These decide, not the memory: 256 x 784 forward takes 111 us on
+// one Zen 4 core, 17 % of a copy's rate (benchmarks/records/amd-epyc-20261121T200934Z.json).
 #include "logit.h"
 
 #include "elementwise.h"

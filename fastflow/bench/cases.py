@@ -227,7 +227,7 @@ OPS = {
     "channel_mix": OpCases(
         shapes=((256, 24, 14, 14),), variants=("full",), directions=DIRECTIONS,
         traffic=lambda case: _bijection_traffic(case, parameters=case.shape[1] ** 2, flops=2 * case.shape[1]),
-        quick=tuple(((256, 24, 14, 14), "full", direction) for direction in DIRECTIONS),
+        quick=tuple(((256, 24, 14, 14), "full", direction) for direction in DIRECTIONS[:3]),
         targets=_floors,
     ),
     # shape: [B, D] latents; the variant says how many classes
@@ -239,7 +239,7 @@ OPS = {
     "logit": OpCases(
         shapes=((256, 1, 28, 28),), variants=("alpha=0.05",), directions=DIRECTIONS,
         traffic=lambda case: _bijection_traffic(case, parameters=0, flops=9),
-        quick=tuple(((256, 1, 28, 28), "alpha=0.05", direction) for direction in DIRECTIONS),
+        quick=tuple(((256, 1, 28, 28), "alpha=0.05", direction) for direction in DIRECTIONS[:3]),
         targets=_floors,
     ),
     # a uint8 in, z out; flops without the noise's
