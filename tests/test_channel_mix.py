@@ -205,6 +205,14 @@ def test_autocast_leaves_the_state_alone():
         assert torch.equal(layer(x)[0], expected)
 
 
+def test_backward_under_autocast_leaves_the_gradients_alone():
+    x, log_det, given, weights = make((5, 12, 7, 7), torch.float32)
+    expected = everything(map_channels, x, given, log_det, 0, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = everything(map_channels, x, given, log_det, 0, weights)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_singular_matrix():
     assert channel_mix(torch.randn(2, 3), torch.zeros(3, 3))[1].isneginf().all()
     with pytest.raises(ValueError, match="plu: matrix is singular"):

@@ -158,7 +158,8 @@ class _ChannelMix(torch.autograd.Function):
             differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
             kernel = backward_reference if differentiable else ctx.kernel
             *found, grad_shift = kernel(grad_z, grad_rest if split else None, x, rest, matrix, center, squeezing)
-            found += [-(matrix.T @ grad_shift) if needed[3] else None, grad_shift]
+            # No matrix product: backward may be run under autocast, which would round it to 16 bits.
+            found += [-(matrix * grad_shift[:, None]).sum(0) if needed[3] else None, grad_shift]
             grads = [grad if need else None for grad, need in zip(found, needed, strict=False)]
         grad_own = grad_log_det.sum() if needed[5] and grad_log_det is not None else None
         return *grads, grad_own, grad_log_det if needed[6] else None, *[None] * 4
