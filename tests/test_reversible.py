@@ -174,6 +174,18 @@ def test_autocast_reaches_the_recomputed_conditioners():
         assert (grad - expected[key]).norm() <= 0.1 * noise + 1e-6, key
 
 
+def test_autocast_does_not_reach_the_gradients_of_the_float32_state():
+    """70 channels are mixed by matrix products, which autocast would round in backward."""
+    flow = FlowSequential([ChannelMix(70, weight=torch.randn(70, 70))], (70,), reversible=True)
+    x = torch.randn(16, 70)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, log_det = flow(x)
+    found, = torch.autograd.grad([z, log_det], list(flow.parameters()), [torch.ones_like(z), torch.ones_like(log_det)])
+    with torch.no_grad():
+        exact = torch.ones(70, 16) @ x + 16 * torch.linalg.inv(flow.layers[0].weight.double()).T.float()
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)
+
+
 def test_compiled_conditioners():
     recorded, reversible = pair(tabular)
     for layer in reversible.layers:

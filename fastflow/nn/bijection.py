@@ -100,5 +100,7 @@ def gradients(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequen
     if not kept or not asked:
         return [None] * len(inputs)
     outputs, grads = zip(*kept, strict=True)
-    found = iter(torch.autograd.grad(outputs, asked, grads, allow_unused=True))
+    # Autocast chose the dtypes in forward; in backward it would round the products of those that it left alone.
+    with torch.autocast(outputs[0].device.type, enabled=False):
+        found = iter(torch.autograd.grad(outputs, asked, grads, allow_unused=True))
     return [next(found) if each is not None and each.requires_grad else None for each in inputs]
