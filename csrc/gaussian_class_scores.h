@@ -3,11 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FASTFLOW_HOST_DEVICE __host__ __device__
-#else
-#define FASTFLOW_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace fastflow::gaussian {
 

@@ -4,11 +4,7 @@
 
 #include <math.h>
 
-#ifdef __CUDACC__
-#define FASTFLOW_HOST_DEVICE __host__ __device__
-#else
-#define FASTFLOW_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace fastflow {
 

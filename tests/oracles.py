@@ -1,6 +1,6 @@
 """What every test of an op measures with: float64 truth, three-way tolerances, Jacobians, awkward tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -64,3 +64,14 @@ def relayout(x: Tensor, layout: str) -> Tensor:
 
 
 LAYOUTS = ("contiguous", "channels_last", "strided", "transposed", "offset")
+
+
+def assert_same_bits_on_any_threads(compute: Callable[[], Iterable[Tensor]]) -> None:
+    """compute() gives tensors, the same bits with 1, 2 and 5 threads."""
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append(list(compute()))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(other, results[0], strict=True))

@@ -1,5 +1,5 @@
 // invert for CUDA: one block, whose shared memory holds the matrix; C^3 fused multiply-adds in float64 and C steps that
-// wait for each other. A launch's worth of time for the C of image flows. Not yet timed on a device.
+// wait for each other. Not yet timed on a device.
 
 #include "cuda/stream.h"
 #include "invert.h"

@@ -286,7 +286,7 @@ def full_cases() -> list[Case]:
 
 
 def cuda_cases() -> list[Case]:
-    """About four minutes on a GPU: the cases of the GPU figures, and the quick ones of the other ops."""
+    """The cases of the GPU figures, and the quick ones of the other ops."""
     figures = [Case(op, shape, variant, direction, dtype) for op, variant in _CUDA_VARIANTS.items()
                for dtype in ("float32", "bfloat16") for shape in _CUDA_SHAPES
                for direction in ("forward", "inverse", "backward")]

@@ -1,11 +1,12 @@
-"""A flow's walk through its layers, in as few passes over memory as their data dependences allow.
+"""A flow's walk through its layers: one pass over memory before each conditioner and one after it.
 
 Normalisations, mixes and permutations that follow each other are one affine map of the channels: one pass, which reads
 D numbers a sample and writes D. Around couplings of halves the state is a pair of tensors: the map before writes the
 halves apart, the conditioner reads one, the coupling reads the other (D/2) with scale and shift (D) and writes it
-anew (D/2), and the map after reads both. A step of Glow so moves 4 D, twice the 2 D of its only necessary dependence,
-the conditioner's; layer by layer it would be 7 D. The halves are joined where a layer wants them whole. A map reads the
-pixels of a squeeze before it where they lie, and writes those of an un-squeeze after it to where they belong.
+anew (D/2), and the map after reads both. A step of Glow so moves 4 D; layer by layer it would be 7 D, and a coupling
+that did the next step's map in its own pass would make it 3 D. The halves are joined where a layer wants them whole. A
+map reads the pixels of a squeeze before it where they lie, and writes those of an un-squeeze after it to where they
+belong.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def walk(layers: Sequence[Bijection | FactorOut], x: Tensor, context: Tensor | N
     while index < len(layers):
         layer, channels = layers[index], _channels(state)
         squeezing = max(0, _squeezing(layers, index, state, inverse))
-        after = index + bool(squeezing)
-        maps = _maps(layers, after, 4 * channels if squeezing else channels)
+        after, mapped = index + bool(squeezing), 4 * channels if squeezing else channels
+        maps = _maps(layers, after, mapped)
         after += len(maps)
         if maps:
-            split = _wanted(layers, after, 4 * channels if squeezing else channels, inverse)
+            split = _wanted(layers, after, mapped, inverse)
             if not (squeezing or split):
                 squeezing = min(0, _squeezing(layers, after, state, inverse))
                 after += bool(squeezing)
@@ -55,8 +56,8 @@ def walk(layers: Sequence[Bijection | FactorOut], x: Tensor, context: Tensor | N
         if split := _present(layers, index - 1, state) or _wanted(layers, index - 1, channels, inverse):
             state, log_det = layer.couple_halves(_halves(state, split), context, log_det, inverse)
         elif isinstance(layer, FactorOut):
-            factor_out = _factor_out_inverse if inverse else _factor_out
-            state = factor_out(layer, state, left, layers[index:])
+            state = _factor_out_inverse(layer, state, left, layers[index:]) if inverse else (
+                _factor_out(layer, state, left))
         else:
             state, log_det = (layer.inverse if inverse else layer)(whole(state), context, log_det)
     return state, log_det
@@ -143,7 +144,7 @@ def _halves(state: Parts, boundary: int) -> tuple[Tensor, Tensor]:
     return state[:, :boundary], state[:, boundary:]
 
 
-def _factor_out(layer: FactorOut, state: Parts, left: list[Tensor], following: Sequence) -> Tensor:
+def _factor_out(layer: FactorOut, state: Parts, left: list[Tensor]) -> Tensor:
     if isinstance(state, tuple) and _plain(layer) and state[0].shape[1] == factored_channels(_channels(state)):
         aux, rest = state
         left.append(aux.flatten(1))

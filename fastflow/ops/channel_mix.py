@@ -94,10 +94,10 @@ def empty_results(x: Tensor, channels: int, split: int, squeezing: int) -> tuple
 
 def empty_grads(x: Tensor, rest: Tensor | None, squeezing: int) -> tuple[Tensor, Tensor]:
     """Uninitialised gradients of x and rest, as `empty_results`."""
-    grads = [None if part is None else empty_channels(x, part.shape[1]) for part in (x, rest)]
-    if squeezing:
-        grads = [None if part is None else x.new_empty(part.shape) for part in (x, rest)]
-    return grads[0], x.new_empty(0) if rest is None else grads[1]
+    def empty(part: Tensor) -> Tensor:
+        return x.new_empty(part.shape) if squeezing else empty_channels(x, part.shape[1])
+
+    return empty(x), x.new_empty(0) if rest is None else empty(rest)
 
 
 def _fallback(x: Tensor, rest: Tensor | None, matrix: Tensor, *args) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,9 +41,9 @@ class Matrix {
     const auto write = [](T* to, Vec<T> value, int v) { store(to + v * width<T>, value); };
     for (int64_t p = 0; p < x.count;) {
       const int64_t left = x.count - p;
-      x.template prefetch<false>(p, channels_);
-      z.template prefetch<true>(p, channels_);
-      if (also != nullptr) also->template prefetch<false>(p, channels_);
+      x.template prefetch<false>(p);
+      z.template prefetch<true>(p);
+      if (also != nullptr) also->template prefetch<false>(p);
       if (left > width<T> && x.count >= 2 * width<T>) {
         on_lanes<2>(x, center, z, smaller(p, x.count - 2 * width<T>), read, write);
         p += 2 * width<T>;

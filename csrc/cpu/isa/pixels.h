@@ -38,7 +38,6 @@ class Planes {
  public:
   Planes(const Pixels& pixels, const PixelTile& tile, T* buffer) : count(tile.count), pixels_(pixels), tile_(tile) {
     direct_ = pixels.dtype == native<T> && pixels.part[0].width == 0;
-    for (const Channels& part : pixels.part) ahead = part.count > 0 ? part.row_stride : ahead;
     for (const Channels& part : pixels.part) {
       for (int c = 0, k = part.first; c < part.count; ++c, k += part.step) {
         char* const first = part.data + (tile.row * part.row_stride + c * part.channel_stride) * bytes();
@@ -61,17 +60,18 @@ class Planes {
 
   // Asks for the same pixels of the next row: the planes of a tile lie too far apart for the hardware to foresee it.
   template <bool to_write>
-  void prefetch(int64_t p, int channels) const {
-    for (int k = 0; k < channels; ++k) {
-      const T* const next = channel[k] + p + ahead;
-      __builtin_prefetch(next, to_write, 2);
-      __builtin_prefetch(next + 64 / sizeof(T), to_write, 2);
+  void prefetch(int64_t p) const {
+    for (const Channels& part : pixels_.part) {
+      for (int c = 0, k = part.first; c < part.count && direct_; ++c, k += part.step) {
+        const T* const next = channel[k] + p + part.row_stride;
+        __builtin_prefetch(next, to_write, 2);
+        __builtin_prefetch(next + 64 / sizeof(T), to_write, 2);
+      }
     }
   }
 
   T* channel[most_channels];
   const int64_t count;
-  int64_t ahead = 0;
 
  private:
   int64_t bytes() const { return bytes_of[pixels_.dtype]; }
