@@ -83,8 +83,10 @@ def test_op(rows):
     z, means, log_scales, log_prior = _case(rows=rows, dtype=torch.float32)
     op = torch.ops.fastflow.gaussian_class_scores.default
     for layout in LAYOUTS:
-        torch.library.opcheck(op, (relayout(z, layout), relayout(means, layout), log_scales, log_prior))
-    torch.library.opcheck(op, (z, means, log_scales[:1].expand(4, 6), log_prior))
+        torch.library.opcheck(op, (relayout(z, layout), relayout(means, layout), log_scales, log_prior,
+                                    None, None, True))
+    labels, weights = torch.arange(rows) % 5 - 1, torch.rand(rows, 4)
+    torch.library.opcheck(op, (z, means, log_scales[:1].expand(4, 6), log_prior, labels, weights, False))
 
 
 def test_compiles_in_one_graph():

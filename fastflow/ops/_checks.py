@@ -3,6 +3,8 @@
 Functions called `bad_*` build the error; a hot path compares inline and calls them only to raise.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -87,6 +89,19 @@ def is_readable(x: Tensor) -> bool:
 
 def _is_wrapped(x: Tensor) -> bool:
     return type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_finite(op: str, name: str, value: Tensor, or_impossible: bool = False) -> None:
+    """Raises ValueError for a NaN or an infinity, where looking costs nothing; `or_impossible` allows log 0, -inf."""
+    if not is_readable(value) or math.isfinite(value.detach().sum()):
+        return
+    bad = ~value.isfinite()
+    if or_impossible:
+        bad &= value != -torch.inf
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        allowed = "finite numbers or -inf" if or_impossible else "finite numbers"
+        raise ValueError(f"{op}: {name} is {float(value[where])} at {where}, expected {allowed}")
 
 
 def check_labels(op: str, name: str, labels: object, rows: int, classes: int, unlabelled: bool) -> None:
