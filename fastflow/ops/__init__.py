@@ -28,5 +28,6 @@ __all__ = [
     "PLU", "QR", "Householder", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling",
     "affine_coupling_packed", "channel_mix", "class_marginal", "dequantize", "dequantize_logit", "elementwise_affine",
     "factor_out", "factor_out_inverse", "flow_class_marginal", "flow_class_scores", "gaussian_class_cross_entropy",
-    "gaussian_class_marginal", "gaussian_class_posterior", "gaussian_class_scores", "logit", "permute", "plu", "quantize", "squeeze", "sym_log", "uniform_noise",
+    "gaussian_class_marginal", "gaussian_class_posterior", "gaussian_class_scores", "logit", "permute", "plu",
+    "quantize", "squeeze", "sym_log", "uniform_noise",
 ]
