@@ -61,7 +61,8 @@ def backward_reference(
     chosen = _chosen(scores, labels, weights)
     grad = torch.zeros_like(scores) if grad_scores is None else grad_scores
     if grad_marginal is not None:
-        posterior = torch.exp(scores - marginal[:, None]).masked_fill(scores == -torch.inf, 0.0)
+        # at most 1, also where scores are so large that another order of summation moved them
+        posterior = torch.exp((scores - marginal[:, None]).clamp(max=0)).masked_fill(scores == -torch.inf, 0.0)
         grad = grad + grad_marginal[:, None] * posterior
     if grad_picked is not None:
         grad = grad + grad_picked[:, None] * chosen

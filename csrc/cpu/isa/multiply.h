@@ -36,15 +36,21 @@ FASTFLOW_INLINE void multiply(Vec<T> (&sum)[rows][vectors], int64_t depth, A a, 
   }
 }
 
-// Lane r of the result is the sum over the lanes of rows[r].
-template <class T>
+// Lane r < count of the result is the sum over the lanes of rows[r], whose values are lost.
+template <class T, int count = width<T>>
 FASTFLOW_INLINE Vec<T> lane_sums(Vec<T>* rows) {
+  static_assert(count <= width<T>);
   constexpr std::make_integer_sequence<int, width<T>> lanes;
-  for (int count = width<T> / 2; count > 0; count /= 2) {
-    for (int i = 0; i < count; ++i) {
-      const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1], lanes);
+  int left = count;
+#pragma GCC unroll 4
+  for (int size = width<T>; size > 1; size /= 2) {
+    const int joins = (left + 1) / 2;
+#pragma GCC unroll 8
+    for (int i = 0; i < joins; ++i) {
+      const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1 < left ? 2 * i + 1 : 2 * i], lanes);
       rows[i] = joined.even + joined.odd;
     }
+    left = joins;
   }
   return rows[0];
 }

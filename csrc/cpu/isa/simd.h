@@ -138,6 +138,12 @@ FASTFLOW_INLINE void store(T* to, Vec<T> v, int count) {
 }
 #endif
 
+// As condition ? a : b, where the condition may come from outside of a loop: GCC 12 fails on that for doubles in SSE2.
+template <class T>
+FASTFLOW_INLINE Vec<T> select(Lanes<T> condition, Vec<T> a, Vec<T> b) {
+  return (Vec<T>)((condition & (Lanes<T>)a) | (~condition & (Lanes<T>)b));
+}
+
 // The larger and the smaller of the two; a NaN in x comes through.
 #if defined(__AVX512F__)
 FASTFLOW_INLINE Vec<float> at_least(float bound, Vec<float> x) { return _mm512_max_ps(splat(bound), x); }

@@ -1,0 +1,188 @@
+// A block of Gaussian classes and the energies of a tile of rows under it: sum over d of ((z - mean) / scale)^2.
+//
+// Lanes are features where classes are few: nothing is transposed, and a sum over lanes ends each energy. Where they are
+// many, lanes are classes and a number of z meets a vector of them. Either way the energies of a class lie side by side.
+#pragma once
+
+#include "convert.h"
+#include "cpu/gaussian_class_scores.h"
+#include "elementary.h"
+#include "multiply.h"
+
+namespace fastflow::FASTFLOW_ISA {
+
+constexpr int tile_rows = 64;
+constexpr int most_block_classes = 128;
+constexpr int chunk_features = 128;  // summed by themselves, so that roundings do not add up with D
+
+// Lanes of one sum over lanes: rows times classes.
+template <class T>
+constexpr int class_group = width<T> < 4 ? width<T> : 4;
+template <class T>
+constexpr int row_group = width<T> / class_group<T>;
+
+template <class T>
+const T* at(const Strided& values, int64_t row, int64_t column) {
+  return static_cast<const T*>(values.data) + row * values.row + column * values.column;
+}
+
+// z of up to tile_rows rows, in the dtype of arithmetic, features side by side. Beyond the last row comes the last again.
+template <class T>
+struct RowTile {
+  const T* row[tile_rows];
+  int count;
+
+  // `packed` holds tile_rows * features numbers; it is used where z cannot be read as it lies.
+  RowTile(const GaussianClasses& op, int64_t first, int64_t last, T* packed) {
+    count = static_cast<int>(smaller(last - first, tile_rows));
+    const char* const from = op.z + first * op.z_row * bytes_of[op.z_dtype];
+    const bool direct = packed == nullptr;
+    if (!direct) pack(packed, from, op.z_dtype, Box{count, op.features, op.z_row, op.z_feature});
+    const T* const data = direct ? reinterpret_cast<const T*>(from) : packed;
+    const int64_t pitch = direct ? op.z_row : op.features;
+    for (int r = 0; r < tile_rows; ++r) row[r] = data + (r < count ? r : count - 1) * pitch;
+  }
+};
+
+template <class T>
+FASTFLOW_INLINE Vec<T> load_up_to(const T* from, int64_t left) {
+  return left >= width<T> ? load(from) : load(from, static_cast<int>(left));
+}
+template <class T>
+FASTFLOW_INLINE void store_up_to(T* to, Vec<T> v, int64_t left) {
+  left >= width<T> ? store(to, v) : store(to, v, static_cast<int>(left));
+}
+
+// Parameters of one class, padded with what adds nothing to an energy; `apart` numbers from a feature to the next.
+template <class T>
+void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_scale, int64_t apart) {
+  const int64_t k = op.first_class + klass;
+  const T *const m = at<T>(op.means, k, 0), *const s = at<T>(op.log_scales, k, 0);
+  double total[4] = {};
+  for (int64_t d = 0; d < op.features; ++d) total[d % 4] += s[d * op.log_scales.column];
+  for (int64_t d = 0; d < padded(op.features); ++d) mean[d * apart] = d < op.features ? m[d * op.means.column] : T(0);
+  for (int64_t d = 0; d < padded(op.features) && op.scaled; d += width<T>) {
+    Vec<T> log_scale = {};
+    const int64_t left = smaller(op.features - d, width<T>);
+    for (int lane = 0; lane < left; ++lane) log_scale[lane] = s[(d + lane) * op.log_scales.column];
+    const Vec<T> inverse = exp<T>(-log_scale);
+    for (int lane = 0; lane < width<T>; ++lane) inverse_scale[(d + lane) * apart] = lane < left ? inverse[lane] : T(0);
+  }
+  constexpr double half_log_two_pi = 0.91893853320467274178;
+  const double prior = static_cast<const T*>(op.log_prior)[k * op.prior_stride];
+  const double log_scales = (total[0] + total[1]) + (total[2] + total[3]);
+  static_cast<T*>(op.constant)[klass] = T(prior - log_scales - half_log_two_pi * double(op.features));
+  static_cast<T*>(op.factor)[klass] = op.scaled ? T(0.5) : T(0.5 * ::exp(-2 * double(*s)));
+}
+
+// Sums over lanes of groups that end up in lanes class * rows + row.
+template <bool scaled, int classes, class T>
+FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const* row, const T* mean, const T* inverse,
+                                       T* to) {
+  constexpr int rows = row_group<T>;
+  const int64_t pitch = padded(op.features), chunk = int64_t{chunk_features} * width<T>;
+  Vec<T> total = {};
+  for (int64_t start = 0; start < op.features; start += chunk) {
+    const int64_t end = smaller(op.features, start + chunk);
+    Vec<T> sum[classes * rows] = {};
+    const auto step = [&](int64_t d, auto read) __attribute__((always_inline)) {
+      Vec<T> z[rows];
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) z[r] = read(row[r] + d);
+#pragma GCC unroll 4
+      for (int c = 0; c < classes; ++c) {
+        const Vec<T> m = load(mean + c * pitch + d);
+        Vec<T> i = {};
+        if constexpr (scaled) i = load(inverse + c * pitch + d);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+          Vec<T> t = z[r] - m;
+          if constexpr (scaled) t *= i;
+          sum[c * rows + r] += t * t;
+        }
+      }
+    };
+    int64_t d = start;
+    for (; d + width<T> <= end; d += width<T>) step(d, [](const T* from) { return load(from); });
+    if (d < end) {
+      const int left = static_cast<int>(end - d);
+      step(d, [left](const T* from) { return load(from, left); });
+    }
+    total += lane_sums<T, classes * rows>(sum);
+  }
+  T lanes[width<T>];
+  store(lanes, total);
+  for (int c = 0; c < classes; ++c) memcpy(to + c * tile_rows, lanes + c * rows, rows * sizeof(T));
+}
+
+template <bool scaled, class T>
+void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
+  const T *const mean = static_cast<const T*>(op.mean), *const inverse = static_cast<const T*>(op.inverse_scale);
+  in_parts<class_group<T>>(static_cast<int>(op.block_classes), [&](auto classes, int k) {
+    const int64_t offset = k * padded(op.features);
+    for (int r = 0; r < tile.count; r += row_group<T>) {
+      energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r);
+    }
+  });
+}
+
+template <class T, int... lane>
+FASTFLOW_INLINE void transpose(Vec<T>* rows, std::integer_sequence<int, lane...> lanes) {
+  for (int level = 1; level < width<T>; level *= 2) {
+    Vec<T> joined[width<T>];
+#pragma GCC unroll 16
+    for (int i = 0; i < width<T> / 2; ++i) {
+      const Pairs<T> both = pairs<T>(rows[2 * i], rows[2 * i + 1], lanes);
+      joined[i] = both.even;
+      joined[i + width<T> / 2] = both.odd;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width<T>; ++i) rows[i] = joined[i];
+  }
+}
+
+// As many rows as a vector has lanes, so that the energies can be transposed in registers.
+template <bool scaled, class T>
+void energies_by_classes(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
+  constexpr int rows = width<T>;
+  const int64_t pitch = padded(op.features);
+  for (int64_t k = 0; k < op.block_classes; k += width<T>) {
+    const T* const mean = static_cast<const T*>(op.mean) + k * pitch;
+    const T* const inverse = static_cast<const T*>(op.inverse_scale) + k * pitch;
+    for (int64_t start = 0; start < op.features; start += chunk_features) {
+      const int64_t end = smaller(op.features, start + chunk_features);
+      for (int first = 0; first < tile.count; first += rows) {
+        Vec<T> sum[rows] = {};
+        for (int64_t d = start; d < end; ++d) {
+          const Vec<T> m = load(mean + d * width<T>);
+          Vec<T> i = {};
+          if constexpr (scaled) i = load(inverse + d * width<T>);
+#pragma GCC unroll 16
+          for (int r = 0; r < rows; ++r) {
+            Vec<T> t = splat<T>(tile.row[first + r][d]) - m;
+            if constexpr (scaled) t *= i;
+            sum[r] += t * t;
+          }
+        }
+        transpose<T>(sum, std::make_integer_sequence<int, width<T>>());
+        T* const place = to + k * tile_rows + first;
+        for (int c = 0; c < width<T>; ++c) {
+          T* const line = place + c * tile_rows;
+          store<T>(line, start == 0 ? sum[c] : sum[c] + load(line));
+        }
+      }
+    }
+  }
+}
+
+// to [block_classes padded, tile_rows]; beyond the tile's rows and the block's classes it holds anything.
+template <class T>
+void energies(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
+  if (op.lanes_are_classes) {
+    op.scaled ? energies_by_classes<true>(op, tile, to) : energies_by_classes<false>(op, tile, to);
+  } else {
+    op.scaled ? energies_by_features<true>(op, tile, to) : energies_by_features<false>(op, tile, to);
+  }
+}
+
+}  // namespace fastflow::FASTFLOW_ISA
