@@ -1,7 +1,7 @@
 // gaussian_class_scores and its backward for dispatch key CPU.
 //
 // Read: z once for every block of classes, and the parameters; written: 2 numbers a row. Scratch: a block of classes, at
-// most 256 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of arithmetic a
+// most 768 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of arithmetic a
 // tile of it a thread (backward: 256 rows of it). Computed for each row, class and feature: a subtraction and 2 fused or
 // plain multiplications (isotropic: 1); backward 6 (isotropic: 3 and fewer) in all. An AVX-512 core does 16 multiplications
 // and 16 additions in a cycle.
@@ -17,7 +17,7 @@
 namespace fastflow {
 namespace {
 
-constexpr int64_t block_bytes = 256 * 1024, most_block_classes = 128;
+constexpr int64_t block_bytes = 768 * 1024, most_block_classes = 128;
 constexpr int64_t part_rows = 256;
 constexpr int64_t unit_rows = 16;  // of parallel work: no two threads meet in a vector of rows
 
@@ -94,6 +94,7 @@ class Classes {
     }
     op.constant = constant_.reserve(op, size);
     op.factor = factor_.reserve(op, size);
+    op.rest = rest_.reserve(op, size);
     const auto kernel = FASTFLOW_KERNEL(gaussian_class_block);
     for (op.first_class = 0; op.first_class < op.classes; op.first_class += size) {
       op.block_classes = std::min(size, op.classes - op.first_class);
@@ -118,7 +119,7 @@ class Classes {
 
  private:
   Tensor labels_;
-  Scratch mean_, inverse_scale_, mean_of_, inverse_scale_of_, constant_, factor_;
+  Scratch mean_, inverse_scale_, mean_of_, inverse_scale_of_, constant_, factor_, rest_;
 };
 
 using Optional = std::optional<Tensor>;

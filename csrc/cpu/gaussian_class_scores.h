@@ -30,7 +30,9 @@ struct GaussianClasses {
   int64_t first_class, block_classes;
   void *mean, *inverse_scale;           // for the energies, as `lanes_are_classes` says; both padded
   void *mean_of, *inverse_scale_of;     // backward: [block_classes, features padded]; may be the same
-  void *constant, *factor;              // [block_classes padded]: score = constant - factor energy
+  // score = constant - factor energy + rest. The rest is what rounding took from the constant: the same for every row, it
+  // would add up in sums over rows.
+  void *constant, *factor, *rest;       // [block_classes]
   bool last_block;
 
   void* packed;                         // z in the dtype of arithmetic where it cannot be read as it lies; see the kernels

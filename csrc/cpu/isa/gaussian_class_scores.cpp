@@ -33,7 +33,8 @@ struct Lane {
 
   int64_t klass(int64_t k) const { return op.first_class + k; }
   Vec<T> score(int64_t k) const {
-    return static_cast<const T*>(op.constant)[k] - static_cast<const T*>(op.factor)[k] * load(energy + k * tile_rows);
+    const Vec<T> scaled = static_cast<const T*>(op.factor)[k] * load(energy + k * tile_rows);
+    return (static_cast<const T*>(op.constant)[k] - scaled) + static_cast<const T*>(op.rest)[k];
   }
   // d picked / d score, and of a class that weighs nothing and cannot occur the score that counts: 0.
   Vec<T> chosen(int64_t k, Vec<T> labels) const {
@@ -205,7 +206,7 @@ void differentiate_rows(const GaussianClasses& op, int64_t first_row, int64_t la
 
 constexpr int most_classes_together = gaussian_group_classes;
 constexpr int most_vectors_together = register_bytes == 64 ? 2 : 1;
-constexpr int64_t rows_together = 128;  // summed by themselves
+constexpr int64_t rows_together = 32;  // summed by themselves
 
 template <class T>
 void add_to(T* to, Vec<T> v, int64_t left, bool fresh) {
@@ -257,26 +258,27 @@ FASTFLOW_INLINE void sum_over_part(const GaussianClasses& op, int64_t k, int64_t
   const bool fresh = op.first_row == 0;
   for (int c = 0; c < classes; ++c) {
     const int64_t klass = op.first_class + k + c;
-    T total = 0;
-    if (scaled || d == 0) {
-      Vec<T> sum = {};
-      for (int64_t row = 0; row < op.part_rows; row += width<T>) {
-        sum += load_up_to(coefficient + c * op.part_pitch + row, op.part_rows - row);
-      }
-      for (int lane = 0; lane < width<T>; ++lane) total += sum[lane];
-    }
-    if (d == 0) {
-      T* const prior = static_cast<T*>(op.grad_log_prior) + klass;
-      *prior = total + (fresh ? 0 : *prior);
-    }
+    const T* const of_class = coefficient + c * op.part_pitch;
+    const auto sum_of = [&](auto value) __attribute__((always_inline)) {
+      Vec<T> lanes = {};
+      for (int64_t row = 0; row < op.part_rows; row += width<T>) lanes += value(row, op.part_rows - row);
+      double sum = 0;
+      for (int lane = 0; lane < width<T>; ++lane) sum += lanes[lane];
+      return sum;
+    };
+    const auto add_to_one = [&](void* sums, double value) {
+      T* const to = static_cast<T*>(sums) + klass;
+      *to = T(value + (fresh ? 0 : *to));
+    };
+    const T total = scaled || d == 0 ? T(sum_of([&](int64_t row, int64_t left) {
+      return load_up_to(of_class + row, left);
+    })) : 0;
+    if (d == 0) add_to_one(op.grad_log_prior, total);
     if (!scaled && d == 0) {
       const T* const energy = static_cast<const T*>(op.energy) + (k + c) * op.part_pitch;
-      T sum = 0;
-      for (int64_t row = 0; row < op.part_rows; ++row) {
-        sum += coefficient[c * op.part_pitch + row] * (energy[row] - T(op.features));
-      }
-      T* const to = static_cast<T*>(op.grad_log_scales) + klass;
-      *to = sum + (fresh ? 0 : *to);
+      add_to_one(op.grad_log_scales, sum_of([&](int64_t row, int64_t left) {
+        return load_up_to(of_class + row, left) * (load_up_to(energy + row, left) - T(op.features));
+      }));
     }
     for (int v = 0; v < vectors; ++v) {
       const int64_t at = d + v * width<T>, left = op.features - at;
@@ -284,7 +286,8 @@ FASTFLOW_INLINE void sum_over_part(const GaussianClasses& op, int64_t k, int64_t
       if constexpr (scaled) {
         const Vec<T> i = load(static_cast<const T*>(op.inverse_scale_of) + (k + c) * pitch + at);
         precision = i * i;
-        add_to(static_cast<T*>(op.grad_log_scales) + klass * op.features + at, second[c][v] * precision - total, left, fresh);
+        add_to(static_cast<T*>(op.grad_log_scales) + klass * op.features + at, second[c][v] * precision - total, left,
+               fresh);
       }
       add_to(static_cast<T*>(op.grad_means) + klass * op.features + at, first[c][v] * precision, left, fresh);
     }

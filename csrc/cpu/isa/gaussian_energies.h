@@ -13,7 +13,8 @@ namespace fastflow::FASTFLOW_ISA {
 
 constexpr int tile_rows = 64;
 constexpr int most_block_classes = 128;
-constexpr int chunk_features = 128;  // summed by themselves, so that roundings do not add up with D
+// Summed by themselves, so that roundings do not add up with D.
+constexpr int chunk_features = 128, part_features = 32;
 
 // Lanes of one sum over lanes: rows times classes.
 template <class T>
@@ -71,7 +72,9 @@ void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_
   constexpr double half_log_two_pi = 0.91893853320467274178;
   const double prior = static_cast<const T*>(op.log_prior)[k * op.prior_stride];
   const double log_scales = (total[0] + total[1]) + (total[2] + total[3]);
-  static_cast<T*>(op.constant)[klass] = T(prior - log_scales - half_log_two_pi * double(op.features));
+  const double constant = prior - log_scales - half_log_two_pi * double(op.features);
+  static_cast<T*>(op.constant)[klass] = T(constant);
+  static_cast<T*>(op.rest)[klass] = prior == -INFINITY ? T(0) : T(constant - T(constant));
   static_cast<T*>(op.factor)[klass] = op.scaled ? T(0.5) : T(0.5 * ::exp(-2 * double(*s)));
 }
 
@@ -84,7 +87,9 @@ FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const
   Vec<T> total = {};
   for (int64_t start = 0; start < op.features; start += chunk) {
     const int64_t end = smaller(op.features, start + chunk);
-    Vec<T> sum[classes * rows] = {};
+    Vec<T> sum[classes * rows];
+#pragma GCC unroll 16
+    for (Vec<T>& each : sum) each = Vec<T>{};
     const auto step = [&](int64_t d, auto read) __attribute__((always_inline)) {
       Vec<T> z[rows];
 #pragma GCC unroll 4
@@ -117,13 +122,17 @@ FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const
 
 template <bool scaled, class T>
 void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
+  constexpr int rows = row_group<T>, line = 64 / sizeof(T);
   const T *const mean = static_cast<const T*>(op.mean), *const inverse = static_cast<const T*>(op.inverse_scale);
-  in_parts<class_group<T>>(static_cast<int>(op.block_classes), [&](auto classes, int k) {
-    const int64_t offset = k * padded(op.features);
-    for (int r = 0; r < tile.count; r += row_group<T>) {
-      energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r);
+  for (int r = 0; r < tile.count; r += rows) {
+    for (int next = r + rows; next < smaller(r + 2 * rows, tile.count); ++next) {
+      for (int64_t d = 0; d < op.features; d += line) __builtin_prefetch(tile.row[next] + d);
     }
-  });
+    in_parts<class_group<T>>(static_cast<int>(op.block_classes), [&](auto classes, int k) {
+      const int64_t offset = k * padded(op.features);
+      energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r);
+    });
+  }
 }
 
 template <class T, int... lane>
@@ -152,23 +161,40 @@ void energies_by_classes(const GaussianClasses& op, const RowTile<T>& tile, T* t
     for (int64_t start = 0; start < op.features; start += chunk_features) {
       const int64_t end = smaller(op.features, start + chunk_features);
       for (int first = 0; first < tile.count; first += rows) {
-        Vec<T> sum[rows] = {};
-        for (int64_t d = start; d < end; ++d) {
-          const Vec<T> m = load(mean + d * width<T>);
-          Vec<T> i = {};
-          if constexpr (scaled) i = load(inverse + d * width<T>);
+        Vec<T> total[rows] = {}, sum[rows];
+        const auto step = [&](auto count, int64_t d) __attribute__((always_inline)) {
+          constexpr int features = count.value;  // together, so that the address of a row is fetched once for them
+          Vec<T> m[features], i[features] = {};
+          for (int f = 0; f < features; ++f) {
+            m[f] = load(mean + (d + f) * width<T>);
+            if constexpr (scaled) i[f] = load(inverse + (d + f) * width<T>);
+          }
 #pragma GCC unroll 16
           for (int r = 0; r < rows; ++r) {
-            Vec<T> t = splat<T>(tile.row[first + r][d]) - m;
-            if constexpr (scaled) t *= i;
-            sum[r] += t * t;
+            const T* const z = tile.row[first + r] + d;
+#pragma GCC unroll 4
+            for (int f = 0; f < features; ++f) {
+              Vec<T> t = m[f] - splat<T>(z[f]);
+              if constexpr (scaled) t *= i[f];
+              sum[r] += t * t;
+            }
           }
+        };
+        constexpr int most = register_bytes == 64 ? 4 : 2;
+        for (int64_t d = start; d < end;) {
+          const int64_t part_end = smaller(end, d + part_features);
+#pragma GCC unroll 16
+          for (Vec<T>& each : sum) each = Vec<T>{};
+          for (; d + most <= part_end; d += most) step(Constant<most>{}, d);
+          for (; d < part_end; ++d) step(Constant<1>{}, d);
+#pragma GCC unroll 16
+          for (int r = 0; r < rows; ++r) total[r] += sum[r];
         }
-        transpose<T>(sum, std::make_integer_sequence<int, width<T>>());
+        transpose<T>(total, std::make_integer_sequence<int, width<T>>());
         T* const place = to + k * tile_rows + first;
         for (int c = 0; c < width<T>; ++c) {
           T* const line = place + c * tile_rows;
-          store<T>(line, start == 0 ? sum[c] : sum[c] + load(line));
+          store<T>(line, start == 0 ? total[c] : total[c] + load(line));
         }
       }
     }

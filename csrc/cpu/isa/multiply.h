@@ -37,22 +37,20 @@ FASTFLOW_INLINE void multiply(Vec<T> (&sum)[rows][vectors], int64_t depth, A a, 
 }
 
 // Lane r < count of the result is the sum over the lanes of rows[r], whose values are lost.
-template <class T, int count = width<T>>
+template <class T, int count = width<T>, int parts = width<T>>
 FASTFLOW_INLINE Vec<T> lane_sums(Vec<T>* rows) {
-  static_assert(count <= width<T>);
-  constexpr std::make_integer_sequence<int, width<T>> lanes;
-  int left = count;
-#pragma GCC unroll 4
-  for (int size = width<T>; size > 1; size /= 2) {
-    const int joins = (left + 1) / 2;
+  static_assert(count <= parts);
+  if constexpr (parts == 1) {
+    return rows[0];
+  } else {
+    constexpr std::make_integer_sequence<int, width<T>> lanes;
 #pragma GCC unroll 8
-    for (int i = 0; i < joins; ++i) {
-      const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1 < left ? 2 * i + 1 : 2 * i], lanes);
+    for (int i = 0; i < (count + 1) / 2; ++i) {
+      const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1 < count ? 2 * i + 1 : 2 * i], lanes);
       rows[i] = joined.even + joined.odd;
     }
-    left = joins;
+    return lane_sums<T, (count + 1) / 2, parts / 2>(rows);
   }
-  return rows[0];
 }
 
 }  // namespace fastflow::FASTFLOW_ISA
