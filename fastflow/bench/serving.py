@@ -27,6 +27,7 @@ from fastflow.ops import (
     affine_coupling,
     dequantize_logit,
     elementwise_affine,
+    gaussian_class_marginal,
     gaussian_class_scores,
     logit,
     sym_log,
@@ -183,14 +184,24 @@ _PLACES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def observe_gaussian_class_scores(device: str = "cpu") -> Iterator[Cell]:
-    """Every dtype and form of the standard deviations. Its backward is plain PyTorch on every device."""
-    for (layout, shape), dtype in product({"[K, D] scales": (3, 6), "[1, D] scales": (1, 6)}.items(), DTYPES):
+    """Every dtype, form of the standard deviations and layout of z; scores, their reductions, and their gradients."""
+    scales = {"class diag": (3, 6), "shared diag": (1, 6), "isotropic": (3, 1), "one scale": (1, 1)}
+    layouts = ("[B, D]", "strided", "transposed", "offset")
+    for form, layout, dtype, direction in product(scales, layouts, DTYPES, ("forward", "backward")):
         x_dtype, parameter_dtype = DTYPES[dtype]
         z, means, log_scales, log_prior = (
-            torch.randn(size, device=device) for size in ((_ROWS, 6), (3, 6), shape, (3,)))
-        with watch(device) as served:
-            gaussian_class_scores(z.to(x_dtype), *(p.to(parameter_dtype) for p in (means, log_scales, log_prior)))
-        yield Cell("gaussian_class_scores", "", layout, dtype, "forward", served["gaussian_class_scores"])
+            torch.randn(size, device=device) for size in ((_ROWS, 6), (3, 6), scales[form], (3,)))
+        z = _PLACES.get(layout, Tensor.contiguous)(z.to(x_dtype)).requires_grad_(direction == "backward")
+        parameters = [p.to(parameter_dtype) for p in (means, log_scales, log_prior)]
+        labels = torch.arange(_ROWS, device=device) % 4 - 1
+        for call, settings in ((gaussian_class_scores, ()), (gaussian_class_marginal, (labels,))):
+            with watch(device) as served:
+                result = call(z, *parameters, *settings)
+                if direction == "backward":
+                    torch.autograd.grad(result.sum(), z)
+            name = "gaussian_class_scores" + ("_backward" if direction == "backward" else "")
+            variant = f"{call.__name__.removeprefix('gaussian_class_')}, {form}"
+            yield Cell("gaussian_class_scores", variant, layout, dtype, direction, served.get(name, "reference"))
 
 
 def observe_act_norm(device: str = "cpu") -> Iterator[Cell]:

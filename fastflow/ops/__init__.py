@@ -11,6 +11,7 @@ from fastflow.ops.elementwise_affine import elementwise_affine
 from fastflow.ops.factor_out import factor_out, factor_out_inverse
 from fastflow.ops.flow_class_marginal import flow_class_marginal
 from fastflow.ops.flow_class_scores import flow_class_scores
+from fastflow.ops.full_gaussian_class_scores import full_gaussian_class_scores
 from fastflow.ops.gaussian_class_marginal import (
     gaussian_class_cross_entropy,
     gaussian_class_marginal,
@@ -27,7 +28,7 @@ from fastflow.ops.uniform_noise import uniform_noise
 __all__ = [
     "PLU", "QR", "Householder", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling",
     "affine_coupling_packed", "channel_mix", "class_marginal", "dequantize", "dequantize_logit", "elementwise_affine",
-    "factor_out", "factor_out_inverse", "flow_class_marginal", "flow_class_scores", "gaussian_class_cross_entropy",
-    "gaussian_class_marginal", "gaussian_class_posterior", "gaussian_class_scores", "logit", "permute", "plu",
-    "quantize", "squeeze", "sym_log", "uniform_noise",
+    "factor_out", "factor_out_inverse", "flow_class_marginal", "flow_class_scores", "full_gaussian_class_scores",
+    "gaussian_class_cross_entropy", "gaussian_class_marginal", "gaussian_class_posterior", "gaussian_class_scores",
+    "logit", "permute", "plu", "quantize", "squeeze", "sym_log", "uniform_noise",
 ]

@@ -13,8 +13,8 @@ namespace fastflow::FASTFLOW_ISA {
 
 constexpr int tile_rows = 64;
 constexpr int most_block_classes = 128;
-// Summed by themselves, so that roundings do not add up with D.
-constexpr int chunk_features = 128, part_features = 32;
+// Summed by themselves, so that roundings do not add up with D: vectors of features, or features.
+constexpr int chunk_vectors = 64, chunk_features = 128, part_features = 32;
 
 // Lanes of one sum over lanes: rows times classes.
 template <class T>
@@ -59,8 +59,9 @@ template <class T>
 void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_scale, int64_t apart) {
   const int64_t k = op.first_class + klass;
   const T *const m = at<T>(op.means, k, 0), *const s = at<T>(op.log_scales, k, 0);
-  double total[4] = {};
-  for (int64_t d = 0; d < op.features; ++d) total[d % 4] += s[d * op.log_scales.column];
+  const bool one_scale = op.log_scales.column == 0;
+  double total[4] = {one_scale ? double(op.features) * s[0] : 0};
+  for (int64_t d = 0; d < op.features && !one_scale; ++d) total[d % 4] += s[d * op.log_scales.column];
   for (int64_t d = 0; d < padded(op.features); ++d) mean[d * apart] = d < op.features ? m[d * op.means.column] : T(0);
   for (int64_t d = 0; d < padded(op.features) && op.scaled; d += width<T>) {
     Vec<T> log_scale = {};
@@ -83,7 +84,7 @@ template <bool scaled, int classes, class T>
 FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const* row, const T* mean, const T* inverse,
                                        T* to) {
   constexpr int rows = row_group<T>;
-  const int64_t pitch = padded(op.features), chunk = int64_t{chunk_features} * width<T>;
+  const int64_t pitch = padded(op.features), chunk = int64_t{chunk_vectors} * width<T>;
   Vec<T> total = {};
   for (int64_t start = 0; start < op.features; start += chunk) {
     const int64_t end = smaller(op.features, start + chunk);
