@@ -83,6 +83,7 @@ def test_half_precision_z_and_an_impossible_class():
     assert torch.equal(scores, full_gaussian_class_scores(z.bfloat16().float(), means, factors, log_prior))
 
 
+@pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")  # the compiler's own
 def test_compiles_in_one_graph():
     given = [value.requires_grad_() for value in _case(shared=False, dtype=torch.float32)]
     scores = torch.compile(full_gaussian_class_scores, fullgraph=True)(*given)
