@@ -151,52 +151,57 @@ FASTFLOW_INLINE void transpose(Vec<T>* rows, std::integer_sequence<int, lane...>
   }
 }
 
-// As many rows as a vector has lanes, so that the energies can be transposed in registers.
+// A vector of classes and as many rows, so that the energies can be transposed in registers; features [start, end), added
+// to those of the features before.
+template <bool scaled, class T>
+FASTFLOW_INLINE void energies_of_square(const T* const* row, const T* mean, const T* inverse, int64_t start, int64_t end,
+                                        T* to) {
+  constexpr int rows = width<T>, most = register_bytes == 64 ? 4 : 2;
+  Vec<T> total[rows] = {}, sum[rows];
+  const auto step = [&](auto count, int64_t d) __attribute__((always_inline)) {
+    constexpr int features = count.value;  // together, so that the address of a row is fetched once for them
+    Vec<T> m[features], i[features] = {};
+    for (int f = 0; f < features; ++f) {
+      m[f] = load(mean + (d + f) * width<T>);
+      if constexpr (scaled) i[f] = load(inverse + (d + f) * width<T>);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const T* const z = row[r] + d;
+#pragma GCC unroll 4
+      for (int f = 0; f < features; ++f) {
+        Vec<T> t = m[f] - splat<T>(z[f]);
+        if constexpr (scaled) t *= i[f];
+        sum[r] += t * t;
+      }
+    }
+  };
+  for (int64_t d = start; d < end;) {
+    const int64_t part_end = smaller(end, d + part_features);
+#pragma GCC unroll 16
+    for (Vec<T>& each : sum) each = Vec<T>{};
+    for (; d + most <= part_end; d += most) step(Constant<most>{}, d);
+    for (; d < part_end; ++d) step(Constant<1>{}, d);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) total[r] += sum[r];
+  }
+  transpose<T>(total, std::make_integer_sequence<int, width<T>>());
+  for (int c = 0; c < width<T>; ++c) {
+    T* const line = to + c * tile_rows;
+    store<T>(line, start == 0 ? total[c] : total[c] + load(line));
+  }
+}
+
+// A square's part of z stays in the first cache while the parameters stream through it.
 template <bool scaled, class T>
 void energies_by_classes(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
-  constexpr int rows = width<T>;
-  const int64_t pitch = padded(op.features);
-  for (int64_t k = 0; k < op.block_classes; k += width<T>) {
-    const T* const mean = static_cast<const T*>(op.mean) + k * pitch;
-    const T* const inverse = static_cast<const T*>(op.inverse_scale) + k * pitch;
-    for (int64_t start = 0; start < op.features; start += chunk_features) {
-      const int64_t end = smaller(op.features, start + chunk_features);
-      for (int first = 0; first < tile.count; first += rows) {
-        Vec<T> total[rows] = {}, sum[rows];
-        const auto step = [&](auto count, int64_t d) __attribute__((always_inline)) {
-          constexpr int features = count.value;  // together, so that the address of a row is fetched once for them
-          Vec<T> m[features], i[features] = {};
-          for (int f = 0; f < features; ++f) {
-            m[f] = load(mean + (d + f) * width<T>);
-            if constexpr (scaled) i[f] = load(inverse + (d + f) * width<T>);
-          }
-#pragma GCC unroll 16
-          for (int r = 0; r < rows; ++r) {
-            const T* const z = tile.row[first + r] + d;
-#pragma GCC unroll 4
-            for (int f = 0; f < features; ++f) {
-              Vec<T> t = m[f] - splat<T>(z[f]);
-              if constexpr (scaled) t *= i[f];
-              sum[r] += t * t;
-            }
-          }
-        };
-        constexpr int most = register_bytes == 64 ? 4 : 2;
-        for (int64_t d = start; d < end;) {
-          const int64_t part_end = smaller(end, d + part_features);
-#pragma GCC unroll 16
-          for (Vec<T>& each : sum) each = Vec<T>{};
-          for (; d + most <= part_end; d += most) step(Constant<most>{}, d);
-          for (; d < part_end; ++d) step(Constant<1>{}, d);
-#pragma GCC unroll 16
-          for (int r = 0; r < rows; ++r) total[r] += sum[r];
-        }
-        transpose<T>(total, std::make_integer_sequence<int, width<T>>());
-        T* const place = to + k * tile_rows + first;
-        for (int c = 0; c < width<T>; ++c) {
-          T* const line = place + c * tile_rows;
-          store<T>(line, start == 0 ? total[c] : total[c] + load(line));
-        }
+  const T *const mean = static_cast<const T*>(op.mean), *const inverse = static_cast<const T*>(op.inverse_scale);
+  for (int64_t start = 0; start < op.features; start += chunk_features) {
+    const int64_t end = smaller(op.features, start + chunk_features);
+    for (int r = 0; r < tile.count; r += width<T>) {
+      for (int64_t k = 0; k < op.block_classes; k += width<T>) {
+        const int64_t offset = k * padded(op.features);
+        energies_of_square<scaled>(tile.row + r, mean + offset, inverse + offset, start, end, to + k * tile_rows + r);
       }
     }
   }
