@@ -147,8 +147,5 @@ def _of_base(base: Callable[[Tensor], Tensor], features: int, contexts: Tensor) 
     owner = getattr(base, "__self__", None)
     if getattr(base, "__func__", None) is not DiagonalNormal.log_prob or owner.features != features:
         return None, contexts.new_zeros((), dtype=torch.float64)
-    if owner.rho is None:
-        scales = contexts.new_ones(features)
-    else:
-        scales = F.softplus(owner.rho).to(contexts.dtype)
+    scales = contexts.new_ones(features) if owner.rho is None else F.softplus(owner.rho).to(contexts.dtype)
     return scales, -scales.double().log().sum() - 0.5 * math.log(2 * math.pi) * features
