@@ -1,4 +1,4 @@
-"""The flow head by pairs: the numbers of the repeated batch, in a fraction of its memory; what goes which way, and why."""
+"""The flow head by pairs: the numbers of the repeated batch, a fraction of its memory; what goes which way, and why."""
 
 import copy
 import re
@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 from bijections import scatter
+from functorch.compile import make_boxed_func
 from oracles import assert_three_way
 from torch._dynamo.backends.common import aot_autograd
-from functorch.compile import make_boxed_func
 from torch.autograd import gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
