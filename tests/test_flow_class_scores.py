@@ -265,6 +265,10 @@ def _normed(head):
     torch.nn.utils.parametrizations.weight_norm(head.flow.layers[2].conditioner.output)
 
 
+def _other_block(head):
+    head.flow.layers[2].conditioner.blocks[0] = torch.nn.Identity()
+
+
 def _without_bias(head):
     head.flow.layers[2].conditioner.input.bias = None
 
@@ -277,6 +281,7 @@ OBSTACLES = {
     "subclass": (_subclassed, "layer 3 .* has a Mine as conditioner, expected a ResidualMLP"),
     "replaced forward": (_replaced, r"layer 0 \(ActNorm\) .* a hook or a forward of its own"),
     "parametrization": (_normed, "layer 2 .* with a ParametrizedLinear that"),
+    "another block": (_other_block, "layer 2 .* has a conditioner with a Identity that"),
     "no bias": (_without_bias, "layer 2 .* has a conditioner of other sizes"),
 }
 
@@ -339,6 +344,19 @@ def test_activations_take_an_eighth_of_the_memory():
     pairs, plain = (peak_memory(lambda scores=scores: torch.autograd.grad(scores(z).logsumexp(1).sum(), parameters))
                     for scores in (head.scores, lambda z: _repeated(head, z)))
     assert pairs - 2 * own < (plain - own) / 8
+
+
+def test_memory_is_bounded_for_any_number_of_rows(monkeypatch):
+    """Beyond MOST_KEPT bytes more pairs cost the numbers that a pair must have: score, log_det and their gradients."""
+    head = _head(FLOWS["two levels"](), dtype=torch.float32)
+    monkeypatch.setattr(class_pairs, "MOST_KEPT", 2**15)
+
+    def step(rows):
+        z = torch.randn(rows, 8)
+        return lambda: torch.autograd.grad(head.scores(z).logsumexp(1).sum(), list(head.parameters()))
+
+    few, many = (peak_memory(step(rows)) for rows in (300, 1500))
+    assert many - few < 1200 * CLASSES * 4 * 12
 
 
 def test_autocast_multiplies_in_bfloat16_and_keeps_the_state():

@@ -7,7 +7,7 @@ Layers are read, not called: the maps that follow each other become one map, a c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,6 @@ from fastflow.nn.fused import _is_map, _plain
 from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.class_pairs import Coupling, Plan, Segment
 from fastflow.ops.factor_out import factored_channels
-
-_INSIDE = (ResidualMLP, _ResidualBlock, nn.ModuleList, nn.Linear, nn.Dropout, ActNorm)  # of a conditioner
-
 
 def obstacle(layers: Iterable[nn.Module], shape: Sequence[int], contexts: Tensor) -> str:
     """Why there is no plan of these layers for vectors like contexts [K, E]; "" where there is one."""
@@ -114,6 +111,14 @@ def _inner(net: ResidualMLP) -> list[Tensor]:
             for each in (block.first.weight, block.first.bias, block.second.weight, block.second.bias)]
 
 
+def _inside(net: ResidualMLP) -> Iterator[tuple[nn.Module, type]]:
+    """The modules that its forward calls, and what they are expected to be."""
+    yield from ((net, ResidualMLP), (net.input, nn.Linear), (net.norm, ActNorm), (net.output, nn.Linear))
+    for block in net.blocks:
+        yield block, _ResidualBlock
+        yield from ((block.first, nn.Linear), (block.second, nn.Linear), (block.dropout, nn.Dropout))
+
+
 def _obstacle(layer: AffineCoupling, width: int, contexts: Tensor) -> str:
     """Why a coupling cannot be a `residual_coupling`, or ""."""
     net, split, scale_map = layer.conditioner, layer.split, layer.scale_map
@@ -123,21 +128,22 @@ def _obstacle(layer: AffineCoupling, width: int, contexts: Tensor) -> str:
         return "has no scale, a learned gain, or another packing than scale_shift"
     if type(net) is not ResidualMLP:
         return f"has a {type(net).__name__} as conditioner, expected a ResidualMLP"
-    for module in net.modules():
-        if type(module) not in _INSIDE or not _plain(module):
+    for module, kind in _inside(net):
+        if type(module) is not kind or not _plain(module):
             return f"has a conditioner with a {type(module).__name__} that has a hook or a forward of its own"
-        if type(module) is nn.Dropout and module.training and module.p > 0:
+        if kind is nn.Dropout and module.training and module.p > 0:
             return "has a conditioner whose dropout is active"
     context_features = contexts.shape[1] if layer.conditional else 0
     passive, active = split.passive_channels(width), split.active_channels(width)
     hidden = net.norm.channels
-    expected = [(hidden, passive + context_features), (hidden,), (2 * active, hidden), (2 * active,),
-                *[(hidden, hidden), (hidden,)] * (2 * len(net.blocks))]
-    found = [net.input.weight, net.input.bias, net.output.weight, net.output.bias, *_inner(net)]
-    if net.context_features != context_features or [None if each is None else tuple(each.shape) for each in found] != (
-            expected):
+    expected = [(hidden, passive + context_features), (hidden,), (2 * active, hidden), (2 * active,), (hidden,),
+                (hidden,), *[(hidden, hidden), (hidden,)] * (2 * len(net.blocks))]
+    found = [net.input.weight, net.input.bias, net.output.weight, net.output.bias, net.norm.shift, net.norm.log_scale,
+             *_inner(net)]
+    if net.context_features != context_features or expected != [
+            None if each is None else tuple(each.shape) for each in found]:
         return "has a conditioner of other sizes than the halves and the classes' vectors"
-    if any((each.dtype, each.device) != (contexts.dtype, contexts.device) for each in net.parameters()):
+    if any(each.dtype != contexts.dtype or each.device != contexts.device for each in found):
         return f"has a conditioner whose parameters are not {contexts.dtype} on {contexts.device} like contexts"
     return ""
 
