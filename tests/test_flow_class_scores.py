@@ -274,14 +274,14 @@ def _without_bias(head):
 
 
 OBSTACLES = {
-    "hook inside": (_with_hook, r"layer 3 \(AffineCoupling\) has a conditioner with a Linear that has a hook"),
+    "hook inside": (_with_hook, r"layer 3 \(AffineCoupling\) has a conditioner with a Linear, expected a Linear without hooks"),
     "hook of the flow": (lambda head: head.flow.register_forward_pre_hook(lambda *_: None),
                          "the flow is a FlowSequential with a hook"),
     "dropout": (_with_dropout, "layer 3 .* dropout is active"),
     "subclass": (_subclassed, "layer 3 .* has a Mine as conditioner, expected a ResidualMLP"),
     "replaced forward": (_replaced, r"layer 0 \(ActNorm\) .* a hook or a forward of its own"),
-    "parametrization": (_normed, "layer 2 .* with a ParametrizedLinear that"),
-    "another block": (_other_block, "layer 2 .* has a conditioner with a Identity that"),
+    "parametrization": (_normed, "layer 2 .* with a ParametrizedLinear, expected a Linear"),
+    "another block": (_other_block, "layer 2 .* has a conditioner with a Identity, expected a _ResidualBlock"),
     "no bias": (_without_bias, "layer 2 .* has a conditioner of other sizes"),
 }
 

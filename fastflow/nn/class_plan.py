@@ -23,6 +23,7 @@ from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.class_pairs import Coupling, Plan, Segment
 from fastflow.ops.factor_out import factored_channels
 
+
 def obstacle(layers: Iterable[nn.Module], shape: Sequence[int], contexts: Tensor) -> str:
     """Why there is no plan of these layers for vectors like contexts [K, E]; "" where there is one."""
     if len(shape) != 1:
@@ -130,7 +131,7 @@ def _obstacle(layer: AffineCoupling, width: int, contexts: Tensor) -> str:
         return f"has a {type(net).__name__} as conditioner, expected a ResidualMLP"
     for module, kind in _inside(net):
         if type(module) is not kind or not _plain(module):
-            return f"has a conditioner with a {type(module).__name__} that has a hook or a forward of its own"
+            return f"has a conditioner with a {type(module).__name__}, expected a {kind.__name__} without hooks"
         if kind is nn.Dropout and module.training and module.p > 0:
             return "has a conditioner whose dropout is active"
     context_features = contexts.shape[1] if layer.conditional else 0
