@@ -256,7 +256,7 @@ class _ClassPairs(torch.autograd.Function):
     @staticmethod
     def _gradients(ctx, inputs, states, grad_log_det, grad_z_h) -> list[Tensor | None]:
         (z, scales, *tensors), layout = inputs, ctx.layout
-        operands = _operands(layout, tensors, ctx.products)
+        operands, grad_log_det = _operands(layout, tensors, ctx.products), grad_log_det.contiguous()
         forward, backward = (op.kernel(ctx.backend, z.device.type) for op in (forward_op, backward_op))
         classes = _classes(operands)
         if ctx.threshold is None:
