@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 from fastflow.models import conditional_flow
 from fastflow.nn import ClassPrior, DiagonalNormal, FlowClassHead, GaussianClassHead
-from fastflow.ops import flow_class_marginal, flow_class_scores
+from fastflow.ops import class_cross_entropy, flow_class_marginal, flow_class_scores
 
 CLASSES, FEATURES = 3, 8
 HEADS = ("flow", "shared_diag", "class_diag", "isotropic")
@@ -52,6 +52,60 @@ def test_marginal_reduces_the_scores(kind):
     assert torch.allclose(head.marginal(z), scores.logsumexp(1))
     assert torch.allclose(head.marginal(z, labels)[labels >= 0], torch.stack([scores[0, 2], scores[2, 0]]))
     assert torch.allclose(head.marginal(z, weights=weights), (weights * scores).sum(1))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_posterior_and_cross_entropy(kind):
+    head, z = _head(kind, [0.5, 0.3, 0.2]), torch.randn(4, FEATURES, dtype=torch.float64)
+    scores, labels = head.scores(z), torch.tensor([2, -1, 0, -1])
+    assert torch.allclose(head.posterior(z), scores.softmax(1))
+    log_posterior = scores.log_softmax(1)
+    expected = torch.stack([-log_posterior[0, 2], torch.tensor(0.0).double(), -log_posterior[2, 0],
+                            torch.tensor(0.0).double()])
+    assert torch.allclose(head.cross_entropy(z, labels), expected)
+    own, truth = (torch.autograd.grad(loss.sum(), list(head.parameters()))
+                  for loss in (head.cross_entropy(z, labels), expected))
+    for gradient, right in zip(own, truth, strict=True):
+        assert torch.allclose(gradient, right, atol=1e-10)
+    assert not head.cross_entropy(z, torch.full((4,), -1)).any()
+    assert head.cross_entropy(z[:0], labels[:0]).shape == (0,)
+    assert head.posterior(z[:0]).shape == (0, CLASSES)
+
+
+def test_cross_entropy_of_scores():
+    scores = torch.tensor([[1e4, 0.0, -torch.inf], [0.0, 0.0, 0.0]], requires_grad=True)
+    assert torch.allclose(class_cross_entropy(scores, torch.tensor([1, 2])), torch.tensor([1e4, math.log(3)]))
+    assert class_cross_entropy(scores, torch.tensor([2, -1])).tolist() == [torch.inf, 0.0]
+    (grad,) = torch.autograd.grad(class_cross_entropy(scores, torch.tensor([-1, 2])).sum(), scores)
+    assert torch.allclose(grad, torch.tensor([[0.0] * 3, [1 / 3, 1 / 3, -2 / 3]]))
+    with pytest.raises(ValueError, match=r"class_cross_entropy: scores has shape \(3,\), expected \[B, K\]"):
+        class_cross_entropy(scores[0], torch.tensor([0]))
+    with pytest.raises(ValueError, match="class_cross_entropy: labels has the value 3, expected -1 to 2"):
+        class_cross_entropy(scores, torch.tensor([3, 0]))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_one_class_has_all_of_the_density(kind):
+    if kind == "flow":
+        flow = conditional_flow(FEATURES, 1, levels=2, steps=1, hidden=6, blocks=1)
+        head = scatter(FlowClassHead(flow, FEATURES, 1)).double()
+    else:
+        head = scatter(GaussianClassHead(FEATURES, 1, kind)).double()
+    z = torch.randn(4, FEATURES, dtype=torch.float64)
+    assert torch.allclose(head.marginal(z), head.scores(z)[:, 0])
+    assert torch.equal(head.posterior(z), torch.ones(4, 1, dtype=torch.float64))
+    assert not head.cross_entropy(z, torch.zeros(4, dtype=torch.int64)).any()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_wrong_devices(kind):
+    head, z = _head(kind), torch.randn(4, FEATURES, dtype=torch.float64)
+    with pytest.raises(ValueError, match="is on cpu, expected meta like x"):
+        head.scores(z.to("meta"))
+    with pytest.raises(ValueError, match="labels is on meta, expected cpu like x"):
+        head.marginal(z, torch.zeros(4, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="labels is on meta, expected cpu like x"):
+        head.cross_entropy(z, torch.zeros(4, dtype=torch.int64, device="meta"))
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -170,6 +224,8 @@ def test_labels_out_of_range(kind):
         head.sample(torch.tensor([-1]))
     with pytest.raises(ValueError, match="labels has the value 3, expected -1 to 2"):
         head.marginal(z, torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="labels has the value 3, expected -1 to 2"):
+        head.cross_entropy(z, torch.tensor([0, 3]))
 
 
 def test_bad_arguments_of_the_op():

@@ -56,10 +56,11 @@ def test_both_losses_have_the_same_gradients():
 
 
 def test_a_reversible_step_needs_at_most_a_quarter_of_the_memory():
+    """Of 8 rows: the gradients of the head's weights, which come all at once (38 MB), are not yet most of it."""
     rivals, live = models("cpu"), {}
     for name in ("reference", "fastflow reversible"):
         model = rivals[name]
-        live[name] = peak_memory(training_step(model, 4, "cpu", "fp32", update=False))
+        live[name] = peak_memory(training_step(model, 8, "cpu", "fp32", update=False))
         assert all(each.grad.isfinite().all() for each in model.parameters() if each.requires_grad)
     assert live["fastflow reversible"] <= live["reference"] / 4
 

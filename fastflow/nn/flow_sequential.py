@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastflow.nn.bijection import Bijection
+from fastflow.nn.class_plan import class_plan, obstacle
 from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.factor_out import FactorOut
-from fastflow.nn.fused import walk, whole
+from fastflow.nn.fused import _plain, walk, whole
 from fastflow.nn.reversible import Segment
 from fastflow.ops._checks import check_float, start_log_det
 from fastflow.ops._define import under_transform
+from fastflow.ops.class_pairs import Plan
 
 
 class FlowSequential(Bijection):
@@ -97,6 +99,19 @@ class FlowSequential(Bijection):
         if tuple(shape) != self.shape:
             raise ValueError(f"it was built for samples of shape {self.shape}")
         return (math.prod(self.shape),) if self.leaving else self.last_shape
+
+    def class_obstacle(self, contexts: Tensor) -> str:
+        """Why `class_plan` cannot be made; "" where it can."""
+        if type(self) is not FlowSequential or not _plain(self):
+            return f"the flow is a {type(self).__name__} with a hook or a forward of its own"
+        return obstacle(self.layers, self.shape, contexts)
+
+    def class_plan(self, contexts: Tensor, base: Callable[[Tensor], Tensor]) -> Plan:
+        """How all pairs of a row and a class go through the flow at once; contexts and base as in `flow_class_scores`.
+
+        The layers are read, not called.
+        """
+        return class_plan(self.layers, self.shape[0], contexts, base)
 
     def _recorded(self, x: Tensor, context: Tensor | None, log_det: Tensor) -> Sequence:
         """What forward goes through: the layers; in reversible training, segments of them and FactorOuts."""

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from fastflow.nn.class_prior import ClassPrior
 from fastflow.ops._checks import check_labels
-from fastflow.ops.gaussian_class_marginal import gaussian_class_marginal
+from fastflow.ops.gaussian_class_marginal import (
+    gaussian_class_cross_entropy,
+    gaussian_class_marginal,
+    gaussian_class_posterior,
+)
 from fastflow.ops.gaussian_class_scores import gaussian_class_scores
 
 COVARIANCES = ("shared_diag", "class_diag", "isotropic")
@@ -56,6 +60,14 @@ class GaussianClassHead(nn.Module):
     def marginal(self, z: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """[B]: G[y] for labels y >= 0, logsumexp or the weighted sum over k of G for label -1; see `class_marginal`."""
         return gaussian_class_marginal(z, self.means, self.scales.log(), self.prior.log_prob(), labels, weights)
+
+    def cross_entropy(self, z: Tensor, labels: Tensor) -> Tensor:
+        """[B] nats: -log p(y | z) of labelled rows, 0 of rows with label -1."""
+        return gaussian_class_cross_entropy(z, self.means, self.scales.log(), self.prior.log_prob(), labels)
+
+    def posterior(self, z: Tensor) -> Tensor:
+        """[B, K] p(y = k | z), the responsibilities."""
+        return gaussian_class_posterior(z, self.means, self.scales.log(), self.prior.log_prob())
 
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
         """z_h [B, features] = (z - mean_y) / scale_y, the part of z that the class does not explain."""

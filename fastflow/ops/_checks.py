@@ -88,12 +88,12 @@ def is_readable(x: Tensor) -> bool:
 
 
 def _is_wrapped(x: Tensor) -> bool:
-    return type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return type(x) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_finite(op: str, name: str, value: Tensor, or_impossible: bool = False) -> None:
     """Raises ValueError for a NaN or an infinity, where looking costs nothing; `or_impossible` allows log 0, -inf."""
-    if not is_readable(value) or math.isfinite(value.detach().sum()):
+    if not is_readable(value) or math.isfinite((value := value.detach()).sum()):
         return
     bad = ~value.isfinite()
     if or_impossible:

@@ -10,6 +10,7 @@ class of weight 0 contributes 0 even where its score is -inf.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastflow.ops._checks import bad_shape, check_device, check_float, check_labels
@@ -26,9 +27,7 @@ def class_marginal(scores: Tensor, labels: Tensor | None = None, weights: Tensor
     range.
     """
     op = "class_marginal"
-    check_float(op, "scores", scores)
-    if scores.dim() != 2 or scores.shape[1] == 0:
-        raise bad_shape(op, "scores", scores, "[B, K] with at least one class")
+    _check_scores(op, scores)
     if weights is None:
         marginal = torch.logsumexp(scores, dim=1)
     else:
@@ -45,3 +44,21 @@ def class_marginal(scores: Tensor, labels: Tensor | None = None, weights: Tensor
     labels = labels.long()
     joint = scores.gather(1, labels.clamp(min=0)[:, None])[:, 0]
     return torch.where(labels >= 0, joint, marginal)
+
+
+def class_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """[B] nats: -log p(y | .) = logsumexp_k scores[k] - scores[y] of labelled rows, 0 of rows with label -1.
+
+    Arguments and errors as in `class_marginal`.
+    """
+    op = "class_cross_entropy"
+    _check_scores(op, scores)
+    check_labels(op, "labels", labels, *scores.shape, unlabelled=True)
+    check_device(op, scores, labels=labels)
+    return F.cross_entropy(scores, labels.long(), ignore_index=-1, reduction="none")
+
+
+def _check_scores(op: str, scores: Tensor) -> None:
+    check_float(op, "scores", scores)
+    if scores.dim() != 2 or scores.shape[1] == 0:
+        raise bad_shape(op, "scores", scores, "[B, K] with at least one class")
