@@ -33,12 +33,12 @@ def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[in
     cases = list(cases)
     for count in thread_counts:
         for case in cases:
-            with threads(count), _backend.backend(_kernel_of(case.op, device)):
+            with threads(count), _backend.backend(kernel_of(case.op, device)):
                 result = _measured(case, rivals, count, device, seconds, memory)
             yield result
 
 
-def _kernel_of(op: str, device: str) -> str:
+def kernel_of(op: str, device: str) -> str:
     # On CUDA the automatic choice is the reference until a record, such as the one being made here, proves the kernel.
     op = OPS[op].entry or op
     kernel = serving.ops()[op].on_cuda if device == "cuda" and op in serving.ops() else None
