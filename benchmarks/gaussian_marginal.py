@@ -72,9 +72,9 @@ def further(case: Case, count: int, device: str) -> dict:
 
 def line(found: dict) -> str:
     words = {figure: "reached" if met else "missed" for figure, met in found["met"].items()}
-    return (f"    error {found['error']:.2g}, {found['error'] / found['eager_error']:.2f} x eager's (at most {ERROR:g}: "
-            f"{words['error']}); scratch {found['scratch_bytes'] / 1e6:.2f} MB (at most "
-            f"{found['scratch_limit'] / 1e6:.3g}: {words['scratch']})")
+    ratio, (needed, limit) = found["error"] / found["eager_error"], (found["scratch_bytes"], found["scratch_limit"])
+    return (f"    error {found['error']:.2g}, {ratio:.2f} x eager's (at most {ERROR:g}: {words['error']}); scratch "
+            f"{needed / 1e6:.2f} MB (at most {limit / 1e6:.3g}: {words['scratch']})")
 
 
 def measured(cases: list[Case], rivals: tuple[str, ...], counts: tuple[int, ...], device: str, seconds: float,

@@ -262,7 +262,7 @@ OPS = {
         quick=(
             ((4096, 196), "classes=10/class_diag", "forward"), ((4096, 64), "classes=100/class_diag", "forward"),
             ((4096, 196), "classes=10/class_diag", "forward+backward"),
-            ((4096, 784), "classes=1000/class_diag", "forward"),
+            ((4096, 196), "classes=1000/class_diag", "forward"),
         ),
         full=lambda case: case.dtype == "float32" and case.variant.endswith("/class_diag"),
         targets=_gaussian_marginal_targets, dtypes=("float64", "float32"), entry="gaussian_class_scores",
