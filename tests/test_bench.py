@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastflow.bench import cases, table, timing
-from fastflow.bench.cases import Case, every_case, full_cases, quick_cases, select
+from fastflow.bench.cases import Case
+from fastflow.bench.lists import every_case, full_cases, quick_cases, select
 from fastflow.bench.providers import prepare, serves
 from fastflow.bench.run import copy_call, run
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_bench import Count
 
-from fastflow.bench import cases, overhead, run, table
-from fastflow.bench.cases import Case, cuda_cases, cuda_targets, select
+from fastflow.bench import cases, lists, overhead, run, table
+from fastflow.bench.cases import Case
+from fastflow.bench.lists import cuda_cases, cuda_targets, select
 from fastflow.bench.providers import prepare, serves
 from fastflow.bench.traffic import traffic
 
@@ -25,8 +26,8 @@ def test_the_gpu_list_holds_every_figure():
     assert select(device="cuda") == listed
     assert select("256x64/sigmoid/backward/bfloat16", device="cuda") == [
         Case("affine_coupling", (256, 64), "sigmoid", "backward", "bfloat16")]
-    assert set(listed) <= set(cases.every_case())
-    assert not any(case.direction == "backward" for case in cases.full_cases() + cases.quick_cases())
+    assert set(listed) <= set(lists.every_case())
+    assert not any(case.direction == "backward" for case in lists.full_cases() + lists.quick_cases())
 
 
 def test_backward_moves_what_training_does_beyond_forward():

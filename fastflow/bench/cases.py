@@ -1,9 +1,8 @@
-"""What is measured, as data: ops, shapes, directions, minimum traffic, targets. Providers are in `providers.py`."""
+"""What is measured, as data: ops, shapes, directions, minimum traffic, targets. Which of it, when: `lists.py`; by whom:
+`providers.py`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
-from itertools import product
 from math import prod
 
 import torch
@@ -83,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class OpCases:
-    """Everything about one op that a measurement needs to know."""
+    """Everything about one op that a measurement needs to know. `entry`: the dispatcher's name where it is another."""
 
     shapes: tuple[tuple[int, ...], ...]
     variants: tuple[str, ...]
@@ -93,6 +92,7 @@ class OpCases:
     full: Callable[[Case], bool] = lambda case: case.dtype == "float32"
     targets: Callable[[Case], dict[str, float]] = lambda case: {}
     dtypes: tuple[str, ...] = tuple(BYTES)
+    entry: str = ""
 
 
 # Scale maps of affine_coupling by their settings; "tanh" also learns a gain for each channel.
@@ -185,20 +185,38 @@ def _bijection_traffic(case: Case, parameters: int, flops: int) -> tuple[int, in
 
 def classes(case: Case) -> int:
     """How many classes the case scores."""
-    return int(case.variant.removeprefix("classes="))
+    return int(case.variant.partition("/")[0].removeprefix("classes="))
 
 
-def _gaussian_class_scores_traffic(case: Case) -> tuple[int, int]:
-    """z [B, D] and the class parameters in, scores [B, K] out; 4 flops for each row, class and feature. Backward: all
-    that and the gradient of the scores in, the gradients of z and of the parameters out."""
+def scales_shape(case: Case) -> tuple[int, int]:
+    """Of the classes' standard deviations, by the covariance that the variant names, one for each class and feature
+    where it names none."""
+    count, features = classes(case), case.shape[1]
+    shapes = {"isotropic": (count, 1), "shared_diag": (1, features)}
+    return shapes.get(case.variant.partition("/")[2], (count, features))
+
+
+def _gaussian_traffic(case: Case) -> tuple[int, int]:
+    """z [B, D] and the class parameters in, scores [B, K] or the marginal [B] out; 4 flops for each row, class and
+    feature. Backward: all that (with the marginal) and the gradient of the result in, the gradients of the rest out."""
     (rows, features), width, count = case.shape, BYTES[case.dtype], classes(case)
-    read, written = rows * features + count * (2 * features + 1), rows * count
-    flops = 4 * rows * count * features
+    read, marginal = rows * features + count * (features + 1) + prod(scales_shape(case)), "marginal" in case.op
+    written, flops = rows * (1 if marginal else count), 4 * rows * count * features
     if case.direction == "forward+backward":
-        return width * (3 * read + 2 * written), 3 * flops
+        return width * (3 * read + (3 if marginal else 2) * written), 3 * flops
     return width * (read + written), flops
 
 
+def _gaussian_marginal_targets(case: Case) -> dict[str, float]:
+    """Issue figures on two cores, of a diagonal for each class."""
+    if not case.variant.endswith("/class_diag"):
+        return {}
+    if case.direction == "forward+backward":
+        return {"compile": 1.5, "mixture": 30.0}
+    return {"compile": 1.9, "gemm-compile": 1.15, "mixture": 100.0, "keops": 15.0}
+
+
+COVARIANCES = ("class_diag", "shared_diag", "isotropic")
 _NOISE_SHAPES = ((256, 1, 28, 28), (65536, 784))
 
 OPS = {
@@ -233,8 +251,21 @@ OPS = {
     # shape: [B, D] latents; the variant says how many classes
     "gaussian_class_scores": OpCases(
         shapes=((4096, 64), (4096, 196)), variants=("classes=10", "classes=100"),
-        directions=("forward", "forward+backward"), traffic=_gaussian_class_scores_traffic,
+        directions=("forward", "forward+backward"), traffic=_gaussian_traffic,
         quick=(((4096, 196), "classes=10", "forward"),),
+    ),
+    # the same; the variant also says what the standard deviations depend on
+    "gaussian_class_marginal": OpCases(
+        shapes=((4096, 64), (4096, 196), (4096, 784)),
+        variants=tuple(f"classes={count}/{covariance}" for count in (10, 100, 1000) for covariance in COVARIANCES),
+        directions=("forward", "forward+backward"), traffic=_gaussian_traffic,
+        quick=(
+            ((4096, 196), "classes=10/class_diag", "forward"), ((4096, 64), "classes=100/class_diag", "forward"),
+            ((4096, 196), "classes=10/class_diag", "forward+backward"),
+            ((4096, 196), "classes=1000/class_diag", "forward"),
+        ),
+        full=lambda case: case.dtype == "float32" and case.variant.endswith("/class_diag"),
+        targets=_gaussian_marginal_targets, dtypes=("float64", "float32"), entry="gaussian_class_scores",
     ),
     "logit": OpCases(
         shapes=((256, 1, 28, 28),), variants=("alpha=0.05",), directions=DIRECTIONS,
@@ -259,60 +290,3 @@ OPS = {
         quick=(((256, 16, 8, 8), "plain", "forward"),),
     ),
 }
-
-
-# The cases that the GPU figures are about: variants by op, at two sizes of several times the L2 and a small one.
-_CUDA_VARIANTS = {"affine_coupling": "sigmoid", "act_norm": "shift+scale", "logit": "alpha=0.05"}
-_CUDA_SHAPES = ((65536, 784), (256, 12, 128, 128), (256, 64))
-
-
-def every_case() -> Iterator[Case]:
-    """All that can be asked for: op x shape x variant x direction x dtype."""
-    for op, entry in OPS.items():
-        shapes = dict.fromkeys(entry.shapes + (_CUDA_SHAPES if op in _CUDA_VARIANTS else ()))
-        for dtype, shape, variant, direction in product(entry.dtypes, shapes, entry.variants, entry.directions):
-            yield Case(op, shape, variant, direction, dtype)
-
-
-def quick_cases() -> list[Case]:
-    """About two minutes on two cores: every regime, every direction, float32."""
-    return [Case(op, *which) for op, entry in OPS.items() for which in entry.quick]
-
-
-def full_cases() -> list[Case]:
-    """About half an hour: the first variants on every shape, every variant on the main shapes, some in bfloat16."""
-    return [case for case in every_case()
-            if case.shape in OPS[case.op].shapes and case.direction != "backward" and OPS[case.op].full(case)]
-
-
-def cuda_cases() -> list[Case]:
-    """The cases of the GPU figures, and the quick ones of the other ops."""
-    figures = [Case(op, shape, variant, direction, dtype) for op, variant in _CUDA_VARIANTS.items()
-               for dtype in ("float32", "bfloat16") for shape in _CUDA_SHAPES
-               for direction in ("forward", "inverse", "backward")]
-    return figures + [case for case in quick_cases() if case.op not in _CUDA_VARIANTS]
-
-
-def cuda_targets(case: Case, eager_bytes: int) -> dict[str, float]:
-    """The GPU figures: {provider: how many times its speed}, "copy" a copy of the case's bytes. `eager_bytes` is what
-    eager moves, so that its share of these is the speed that the saved traffic alone is worth."""
-    if case.op not in _CUDA_VARIANTS:
-        return {}
-    memory = {"copy": 0.85, "eager": 0.85 * eager_bytes / case.bytes} if case.regime == "memory" else {}
-    return {"compile": 0.97} | memory
-
-
-def select(pattern: str | None = None, op: str | None = None, direction: str | None = None,
-           full: bool = False, device: str = "cpu") -> list[Case]:
-    """The cases that match: `pattern` is a shell pattern for names like affine_coupling/4096x64/sigmoid/forward/float32
-    (a part of it will do) among every_case, else the full list, or the device's short one. Raises ValueError if none
-    does."""
-    short = cuda_cases if device == "cuda" else quick_cases
-    cases = every_case() if pattern else full_cases() if full else short()
-    chosen = [case for case in cases
-              if (pattern is None or fnmatch(case.name, f"*{pattern}*")) and op in (None, case.op)
-              and direction in (None, case.direction)]
-    if not chosen:
-        wanted = " ".join(filter(None, (pattern, op, direction)))
-        raise ValueError(f"no case matches {wanted!r}, expected part of a name like {quick_cases()[0].name}")
-    return chosen

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from fastflow.bench import cases, malloc, providers
+from fastflow.bench import cases, lists, malloc, providers
 
 SECONDS = {"quick": 0.6, "full": 2.0, "cuda": 0.3}
 
@@ -59,7 +59,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direction", choices=cases.DIRECTIONS, help="only this direction")
     parser.add_argument("--provider", action="append", choices=providers.RIVALS, metavar="NAME",
                         help=f"rival, repeatable: {', '.join(providers.RIVALS)} (default: all but aoti, on cuda "
-                             "compile and eager)")
+                             f"{', '.join(providers.CUDA_RIVALS)}; an op has those that compute it)")
     parser.add_argument("--threads", type=_thread_counts, default=default_threads(), metavar="N,N",
                         help="CPU threads, default 1 and 2")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -98,21 +98,21 @@ def main(args: argparse.Namespace) -> int:
 
 def _selected(args: argparse.Namespace) -> tuple[list[cases.Case], tuple[str, ...]]:
     """The cases and the rivals."""
-    usual = providers.DEFAULT_RIVALS[:2] if args.device == "cuda" else providers.DEFAULT_RIVALS
-    chosen = cases.select(args.case, args.op, args.direction, args.full, args.device)
+    usual = providers.CUDA_RIVALS if args.device == "cuda" else providers.DEFAULT_RIVALS
+    chosen = lists.select(args.case, args.op, args.direction, args.full, args.device)
     return chosen, tuple(args.provider or usual)
 
 
 def _measure(args: argparse.Namespace) -> list[dict]:
     from fastflow.bench.run import run
-    from fastflow.bench.table import header, row, verdict
+    from fastflow.bench.table import columns_of, header, row, verdict
 
     chosen, rivals = _selected(args)
-    columns = [*rivals, "copy"] if args.device == "cuda" else rivals
     results, section = [], None
     for result in run(chosen, rivals, args.threads, device=args.device, seconds=args.seconds):
         if section != (result["op"], result["threads"]):
             section = result["op"], result["threads"]
+            columns = columns_of(result["op"], rivals, args.device)
             print(f"\n{result['op']}, {args.device}, {result['threads']} thread(s), malloc {malloc.description()}")
             print(header(columns))
         print(row(result, columns), flush=True)

@@ -25,11 +25,13 @@ class Inputs:
 @dataclass(frozen=True)
 class OpProviders:
     """How each provider computes one op: `inputs(case, provider, device)`, and `calls` {provider: (case, inputs) -> the
-    function of those arguments}. `limited` names the variants of a provider that does not have them all."""
+    function of those arguments}. `limited` names the variants of a provider that does not have them all; `refuses` says
+    why a provider is not run on a case, or nothing."""
 
     inputs: Callable[[Case, str, str], Inputs]
     calls: dict[str, Callable[[Case, Inputs], Callable]]
     limited: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    refuses: Callable[[str, Case], str] = lambda provider, case: ""
 
 
 class Normal:

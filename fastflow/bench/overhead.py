@@ -27,7 +27,7 @@ def overhead(case: Case, device: str, seconds: float) -> dict:
     nothing is launched, "dispatcher" ends with the kernel; "graph" is there on CUDA only.
     """
     on_cuda = torch.device(device).type == "cuda"
-    with _automatic():
+    with as_proved():
         calls = {name: prepare(name, case, device) for name in PROVIDERS}
         inner = _inner_calls(calls["fastflow"])
         timings, _ = measure(calls | inner, seconds, device, host_block if on_cuda else None)
@@ -47,7 +47,7 @@ def _yes(name: str) -> bool:  # a Mock would cost more than what is measured
 
 
 @contextmanager
-def _automatic() -> Iterator[None]:
+def as_proved() -> Iterator[None]:
     """The automatic choice as it will be once a record has proved the kernels."""
     with _backend.backend("auto"), mock.patch.object(_backend, "kernel_serves", _yes):
         yield

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastflow import ops
-from fastflow.bench.cases import Case, classes
+from fastflow.bench.cases import Case
 from fastflow.bench.inputs import Inputs, Normal, OpProviders
 
 
@@ -66,27 +66,6 @@ def _channel_mix_eager(case: Case, given: Inputs) -> Callable:
         if _inverse(case):
             weight, own = torch.linalg.inv(weight), -own
         return torch.nn.functional.conv2d(x, weight[:, :, None, None]), log_det + own
-
-    return call
-
-
-def _gaussian_inputs(case: Case, provider: str, device: str) -> Inputs:
-    normal, (rows, features) = Normal(case, device), case.shape
-    count = classes(case)
-    z, means, log_scales = normal(rows, features), normal(count, features), 0.1 * normal(count, features)
-    log_prior = torch.full((count,), -log(count), device=device, dtype=z.dtype)
-    given = (z, means, log_scales, log_prior)
-    return Inputs(given, leaves=given, grads=(normal.reduced(rows, count),))
-
-
-def _gaussian(case: Case, given: Inputs) -> Callable:
-    return lambda *arguments: (ops.gaussian_class_scores(*arguments),)
-
-
-def _gaussian_eager(case: Case, given: Inputs) -> Callable:
-    def call(z, means, log_scales, log_prior):
-        gaussians = torch.distributions.Normal(means, log_scales.exp(), validate_args=False)
-        return (log_prior + gaussians.log_prob(z[:, None]).sum(-1),)
 
     return call
 
@@ -180,7 +159,6 @@ PROVIDERS = {
     "channel_mix": OpProviders(_channel_mix_inputs, {"fastflow": _channel_mix, "eager": _channel_mix_eager}),
     "dequantize_logit": OpProviders(
         _dequantize_logit_inputs, {"fastflow": _dequantize_logit, "eager": _dequantize_logit_eager}),
-    "gaussian_class_scores": OpProviders(_gaussian_inputs, {"fastflow": _gaussian, "eager": _gaussian_eager}),
     "logit": OpProviders(_logit_inputs, {"fastflow": _logit, "eager": _logit_eager}),
     "sym_log": OpProviders(_sym_log_inputs, {"fastflow": _sym_log, "eager": _sym_log_eager}),
     "uniform_noise": OpProviders(_noise_inputs, {"fastflow": _noise, "eager": _noise_eager}),

@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -10,32 +10,44 @@ import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
-from fastflow.bench import affine_coupling, plain_ops
+from fastflow.bench import affine_coupling, gaussian, plain_ops
 from fastflow.bench.cases import Case
 from fastflow.bench.inputs import Inputs
 
-RIVALS = ("compile", "aoti", "eager", "normflows", "nflows")
-DEFAULT_RIVALS = ("compile", "eager", "normflows", "nflows")
-_OPS = {"affine_coupling": affine_coupling.PROVIDERS, **plain_ops.PROVIDERS}
+RIVALS = ("compile", "aoti", "eager", "normflows", "nflows", "gemm-compile", "gemm", "mixture", "keops")
+DEFAULT_RIVALS = tuple(name for name in RIVALS if name != "aoti")
+CUDA_RIVALS = ("compile", "eager", "gemm-compile", "gemm", "mixture")
+# {provider: whose call it compiles}
+_COMPILED = {"compile": "eager", "gemm-compile": "gemm"}
+_OPS = {"affine_coupling": affine_coupling.PROVIDERS, **gaussian.PROVIDERS, **plain_ops.PROVIDERS}
+
+
+def of_op(op: str, names: Iterable[str]) -> list[str]:
+    """Those providers that compute the op at all."""
+    calls = _OPS[op].calls
+    return [name for name in names if name == "aoti" or _COMPILED.get(name, name) in calls]
 
 
 def serves(provider: str, case: Case) -> bool:
     """Whether this provider computes the case at all."""
-    op = _OPS[case.op]
-    if provider in ("compile", "aoti"):
-        return provider == "compile" or not case.trains
-    return provider in op.calls and case.variant in op.limited.get(provider, (case.variant,))
+    if provider == "aoti" and case.trains:
+        return False
+    limited = _OPS[case.op].limited
+    return bool(of_op(case.op, [provider])) and case.variant in limited.get(provider, (case.variant,))
 
 
 def prepare(provider: str, case: Case, device: str = "cpu") -> Callable[[], tuple[Tensor, ...]]:
     """The provider's call on this case, without arguments, compiled for the present number of threads.
 
-    forward and inverse: the op's outputs, nothing recorded; otherwise the gradients of every input.
+    forward and inverse: the op's outputs, nothing recorded; otherwise the gradients of every input. Raises ValueError
+    where the provider is not to be run on the case, or is not installed.
     """
     op = _OPS[case.op]
+    if reason := op.refuses(provider, case):
+        raise ValueError(reason)
     given = op.inputs(case, provider, device)
-    if provider == "compile":
-        call = _compiled(op.calls["eager"](case, given))
+    if provider in _COMPILED:
+        call = _compiled(op.calls[_COMPILED[provider]](case, given))
     elif provider == "aoti":
         call = _ahead_of_time(op.calls["eager"](case, given), given)
     else:

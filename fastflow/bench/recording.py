@@ -5,8 +5,8 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from textwrap import indent
 from typing import NoReturn
 
 import torch
@@ -15,10 +15,9 @@ from fastflow.bench import build, malloc, record, suites
 from fastflow.bench.cases import Case
 from fastflow.bench.parts import Deadline, OutOfTime, Part, Partial, do
 from fastflow.bench.run import machine_rates, run
-from fastflow.bench.table import header, row, verdict
+from fastflow.bench.table import columns_of, header, row, verdict
 
 STOPPED = 3
-_OP_WIDTH = 22
 _NOT_ON_CPU = "compute-sanitizer checks CUDA kernels; `make sanitize` checks the C++ ones"
 
 
@@ -108,15 +107,15 @@ def _counts_line(name: str, counts: dict) -> str:
 
 
 def _timing_parts(args: argparse.Namespace, chosen: list[Case], rivals: tuple[str, ...]) -> Iterator[Part]:
-    columns = [*rivals, "copy"] if args.device == "cuda" else rivals
     for count in args.threads:
         yield Part(f"rates {count}",
                    lambda _, n=count: machine_rates([n], args.device, args.seconds)[str(n)],
-                   lambda rates, n=count: f"{n} thread(s): copy {rates['copy_bytes_per_second'] / 1e9:.1f} GB/s\n"
-                                          f"{indent(header(columns), ' ' * _OP_WIDTH)}")
-        for case in chosen:
-            yield Part(_case_part(case, count), lambda d, c=case, n=count: _measured(args, c, rivals, n, d),
-                       lambda result, c=case: _result_line(result, c, columns))
+                   lambda rates, n=count: f"{n} thread(s): copy {rates['copy_bytes_per_second'] / 1e9:.1f} GB/s")
+        for op, cases in groupby(chosen, lambda case: case.op):
+            columns = columns_of(op, rivals, args.device)
+            for first, case in enumerate(cases):
+                yield Part(_case_part(case, count), lambda d, c=case, n=count: _measured(args, c, rivals, n, d),
+                           lambda result, c=case, n=count, k=columns, new=not first: _result_line(result, c, n, k, new))
 
 
 def _case_part(case: Case, threads: int) -> str:
@@ -143,10 +142,10 @@ def _lost() -> bool:
     return False
 
 
-def _result_line(result: dict, case: Case, columns: Sequence[str]) -> str:
-    if "error" in result:
-        return f"{case.name} FAILED: {result['error']}"
-    return f"{case.op:<{_OP_WIDTH}}{row(result, columns)}"
+def _result_line(result: dict, case: Case, threads: int, columns: Sequence[str], new: bool) -> str:
+    """A line of the table; of a `new` one, its title and column names before that."""
+    line = f"{case.name} FAILED: {result['error']}" if "error" in result else row(result, columns)
+    return f"\n{case.op}, {threads} thread(s)\n{header(columns)}\n{line}" if new else line
 
 
 def _write(folder: Path, args: argparse.Namespace, chosen: list[Case], tests: dict, partial: Partial, commit: str,

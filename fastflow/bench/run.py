@@ -8,7 +8,8 @@ import torch
 
 from fastflow import _backend
 from fastflow.bench import serving
-from fastflow.bench.cases import Case, cuda_targets
+from fastflow.bench.cases import OPS, Case
+from fastflow.bench.lists import cuda_targets
 from fastflow.bench.overhead import overhead
 from fastflow.bench.providers import prepare, serves
 from fastflow.bench.timing import measure, peak_memory, threads
@@ -23,21 +24,23 @@ def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[in
     """Yields one result for each number of threads and case, as it is measured; `seconds` is spent on each.
 
     A result holds the case's fields, `threads`, `bytes` and `flops` (minimum), `eager_bytes` (what eager moves),
-    `copy_seconds` and `copy_spread` (of a copy of that many bytes, half read, half written), `providers` {name:
-    seconds, spread, blocks, and with `memory` peak_bytes}, `failed` {rival: why it could not be measured},
+    `copy_seconds` and `copy_spread` (of a copy of that many bytes, half read, half written), where it is a target
+    `matrix_seconds` and `matrix_spread` (of that many flops in a large float32 product), `providers` {name: seconds,
+    spread, blocks, and with `memory` peak_bytes}, `failed` {rival: why it could not be measured},
     `disturbance`, `targets`, and `backend`, the one that served this library's call: on CUDA its kernel, proved or not.
     A small case of the GPU figures also has `overhead`, by `overhead.overhead`.
     """
     cases = list(cases)
     for count in thread_counts:
         for case in cases:
-            with threads(count), _backend.backend(_kernel_of(case.op, device)):
+            with threads(count), _backend.backend(kernel_of(case.op, device)):
                 result = _measured(case, rivals, count, device, seconds, memory)
             yield result
 
 
-def _kernel_of(op: str, device: str) -> str:
+def kernel_of(op: str, device: str) -> str:
     # On CUDA the automatic choice is the reference until a record, such as the one being made here, proves the kernel.
+    op = OPS[op].entry or op
     kernel = serving.ops()[op].on_cuda if device == "cuda" and op in serving.ops() else None
     usable = kernel is not None and _backend.state(kernel).status != "unavailable"
     return kernel if usable else _backend.forced() or "auto"
@@ -50,8 +53,12 @@ def _measured(case: Case, rivals: Iterable[str], count: int, device: str, second
         with _noting(failed, name):
             calls[name] = _tried(prepare(name, case, device))
     eager_bytes = traffic(calls["eager"]) if "eager" in calls else None
-    timings, disturbance = measure(calls | {"copy": copy_call(case.bytes, device)}, seconds, device)
-    copy = timings.pop("copy")
+    targets = cuda_targets(case, eager_bytes or 0) if on_cuda else case.targets
+    yardsticks = {"copy": copy_call(case.bytes, device)}
+    if "matrix" in targets:
+        yardsticks["matrix"] = matrix_call(device)
+    timings, disturbance = measure(calls | yardsticks, seconds, device)
+    measured = {name: timings.pop(name) for name in yardsticks}
     providers = {name: asdict(timing) for name, timing in timings.items()}
     if memory:
         for name, call in calls.items():
@@ -62,19 +69,22 @@ def _measured(case: Case, rivals: Iterable[str], count: int, device: str, second
         **asdict(case), "size": case.size, "regime": case.regime, "threads": count, "device": device,
         "backend": served.get(_entry(case), "plain PyTorch"),
         "bytes": case.bytes, "flops": case.flops, "eager_bytes": eager_bytes,
-        "copy_seconds": copy.seconds, "copy_spread": copy.spread, "providers": providers, "failed": failed,
-        "disturbance": asdict(disturbance) | {"reason": disturbance.reason},
+        "copy_seconds": measured["copy"].seconds, "copy_spread": measured["copy"].spread, "providers": providers,
+        "failed": failed, "disturbance": asdict(disturbance) | {"reason": disturbance.reason},
     }
-    targets = cuda_targets(case, eager_bytes or 0) if on_cuda else case.targets
+    if "matrix" in measured:
+        share = case.flops / matrix_flops(device)
+        result |= {"matrix_seconds": measured["matrix"].seconds * share, "matrix_spread": measured["matrix"].spread}
     if on_cuda and targets and case.regime == "small":
         with _noting(failed, "overhead"):
             result["overhead"] = overhead(case, device, seconds)
-    return result | {"targets": {name: ratio for name, ratio in targets.items() if name in (*providers, "copy")}}
+    return result | {"targets": {name: ratio for name, ratio in targets.items() if name in (*providers, *yardsticks)}}
 
 
 def _entry(case: Case) -> str:
     """The dispatcher's name for what is measured."""
-    return f"{case.op}_backward" if case.direction == "backward" else case.op
+    name = OPS[case.op].entry or case.op
+    return f"{name}_backward" if case.direction == "backward" else name
 
 
 @contextmanager
@@ -98,15 +108,26 @@ def copy_call(size: int, device: str = "cpu") -> Callable[[], torch.Tensor]:
     return lambda: target.copy_(source)
 
 
+def matrix_call(device: str = "cpu") -> Callable[[], torch.Tensor]:
+    """A float32 matrix product of `matrix_flops`."""
+    size = RATES[device][1]
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    return lambda: torch.mm(left, right)
+
+
+def matrix_flops(device: str = "cpu") -> int:
+    """Additions and multiplications of `matrix_call`."""
+    return 2 * RATES[device][1] ** 3
+
+
 def machine_rates(thread_counts: Iterable[int], device: str = "cpu", seconds: float = 1.0) -> dict[str, dict]:
     """{threads: {copy_bytes_per_second, matrix_flops_per_second}} of a large copy and a float32 product, here, now."""
-    moved, size = RATES[device]
-    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    moved = RATES[device][0]
+    calls = {"copy": copy_call(moved, device), "matrix": matrix_call(device)}
     rates = {}
     for count in thread_counts:
         with threads(count):
-            calls = {"copy": copy_call(moved, device), "matrix": lambda: torch.mm(left, right)}
             timings, _ = measure(calls, seconds, device)
         rates[str(count)] = {"copy_bytes_per_second": moved / timings["copy"].seconds,
-                             "matrix_flops_per_second": 2 * size**3 / timings["matrix"].seconds}
+                             "matrix_flops_per_second": matrix_flops(device) / timings["matrix"].seconds}
     return rates

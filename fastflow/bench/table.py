@@ -3,10 +3,17 @@
 from collections.abc import Iterable
 
 from fastflow.bench.overhead import judge
+from fastflow.bench.providers import of_op
 from fastflow.bench.timing import NOISY_SPREAD
 
 WIDTHS = {"case": 36, "direction": 16, "fastflow": 10, "spread": 6, "GB/s": 6, "of copy": 7, "traffic": 7}
 RIVAL_WIDTH = 16
+YARDSTICKS = ("copy", "matrix")  # measured in turn with the providers, on CUDA with targets of their own
+
+
+def columns_of(op: str, rivals: Iterable[str], device: str) -> list[str]:
+    """The rivals that compute the op, and on CUDA the yardsticks."""
+    return of_op(op, rivals) + list(YARDSTICKS if device == "cuda" else ())
 
 
 def header(rivals: Iterable[str]) -> str:
@@ -44,7 +51,7 @@ def row(result: dict, rivals: Iterable[str]) -> str:
 
 
 def rivals_of(results: Iterable[dict]) -> list[str]:
-    """The columns for these results: every provider but this library, and a copy where a target is set for it."""
+    """The columns for these results: every provider but this library, and a yardstick where a target is set for it."""
     names = (name for result in results for name in (*result["providers"], *result["targets"]))
     return [name for name in dict.fromkeys(names) if name != "fastflow"]
 
@@ -55,7 +62,7 @@ def _traffic(result: dict) -> str:
 
 
 def _rival(result: dict, name: str) -> str:
-    if name not in (*result["providers"], "copy"):
+    if name not in result["providers"] and f"{name}_seconds" not in result:
         return "-"
     ratio = speed_over(result, name)
     target = result["targets"].get(name)
@@ -82,15 +89,15 @@ _VERDICTS = {"met": "ok", "missed": "MISS", "undecided (not quiet)": "?"}
 
 def _judge(result: dict, rival: str, target: float) -> str:
     providers = result["providers"]
-    spread = result.get("copy_spread", 0.0) if rival == "copy" else providers[rival]["spread"]
+    spread = result.get(f"{rival}_spread", 0.0) if rival in YARDSTICKS else providers[rival]["spread"]
     if result["disturbance"]["reason"] or max(spread, providers["fastflow"]["spread"]) > NOISY_SPREAD:
         return "undecided (not quiet)"
     return "met" if speed_over(result, rival) >= target else "missed"
 
 
 def speed_over(result: dict, rival: str) -> float:
-    """How many times the rival's speed this library reached; "copy" copies the case's bytes."""
-    seconds = result["copy_seconds"] if rival == "copy" else result["providers"][rival]["seconds"]
+    """How many times the rival's speed this library reached; "copy" moves its bytes, "matrix" makes its flops."""
+    seconds = result[f"{rival}_seconds"] if rival in YARDSTICKS else result["providers"][rival]["seconds"]
     return seconds / result["providers"]["fastflow"]["seconds"]
 
 

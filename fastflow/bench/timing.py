@@ -13,6 +13,8 @@ import torch
 
 BLOCK_SECONDS = 2e-3
 ROUNDS = (9, 201)
+SLOW_ROUNDS = 3  # enough where they take ten times the seconds of a measurement
+SLOW_CALL = 0.25  # seconds, from which on a call is a block and one warms up
 ATTEMPTS = 3
 NOISY_SPREAD = 0.15
 NOISY_SHARE = 0.5
@@ -61,7 +63,8 @@ def measure(calls: dict[str, Callable[[], object]], seconds: float, device: str 
 
     On one CPU thread the clock is that thread's CPU time: the wall's on a quiet machine, and without what other
     processes took on a busy one. With more threads, which wait for each other, it is the wall's. A disturbed
-    measurement is repeated, up to ATTEMPTS times; the least disturbed one is returned with its witness.
+    measurement is repeated, up to ATTEMPTS times; the least disturbed one is returned with its witness. What takes ten
+    times its `seconds` ends after SLOW_ROUNDS.
     """
     block = block or _stopwatch(device)
     counts = {name: _calls_a_block(call, block) for name, call in calls.items()}
@@ -77,9 +80,10 @@ def measure(calls: dict[str, Callable[[], object]], seconds: float, device: str 
 def _attempt(calls: dict, counts: dict, block: Callable, seconds: float) -> tuple[dict[str, Timing], Disturbance]:
     blocks = {name: [] for name in calls}
     with _no_collection():
-        end = time.perf_counter() + seconds
+        start = time.perf_counter()
         for done in range(ROUNDS[1]):
-            if done >= ROUNDS[0] and time.perf_counter() > end:
+            spent = time.perf_counter() - start
+            if (done >= ROUNDS[0] and spent > seconds) or (done >= SLOW_ROUNDS and spent > 10 * seconds):
                 break
             for name, call in calls.items():
                 before = _interruptions()
@@ -94,7 +98,10 @@ def _interruptions() -> int:
 
 
 def _calls_a_block(call: Callable, block: Callable) -> int:
-    for _ in range(3):
+    call()
+    if block(call, 1) > SLOW_CALL:
+        return 1
+    for _ in range(2):
         call()
     count = max(1, round(BLOCK_SECONDS / min(block(call, 1) for _ in range(3))))
     return min(count, CUDA_CALLS) if block is cuda_block else count

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from fastflow import _backend
 from fastflow.bench import serving
-from fastflow.bench.cases import Case, cuda_cases
+from fastflow.bench.cases import Case
+from fastflow.bench.lists import cuda_cases
 from fastflow.bench.providers import prepare
 from fastflow.bench.timing import measure
 
