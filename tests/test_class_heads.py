@@ -13,7 +13,7 @@ from fastflow.nn import ClassPrior, DiagonalNormal, FlowClassHead, GaussianClass
 from fastflow.ops import class_cross_entropy, flow_class_marginal, flow_class_scores
 
 CLASSES, FEATURES = 3, 8
-HEADS = ("flow", "shared_diag", "class_diag", "isotropic")
+HEADS = ("flow", "shared_diag", "class_diag", "isotropic", "shared_full", "class_full")
 
 
 def _head(kind: str, prior="uniform", dtype: torch.dtype = torch.float64):
