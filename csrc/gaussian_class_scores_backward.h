@@ -88,7 +88,7 @@ struct ParameterKernel {
     T of_c = 0;
     FASTFLOW_ROLLED for (int64_t row = first; row < end; row += rows) {
       Part value[thread_rows], grad[thread_rows] = {};
-      z.load(row + warp * thread_rows, 1, feature, value);
+      z.load(fastflow::unforeseen(row) + warp * thread_rows, 1, feature, value);
       block.barrier();
       of_c += stage(shared, row, end, klass, count, thread);
       block.barrier();
@@ -204,10 +204,13 @@ struct GradZKernel {
       Part sum[thread_rows] = {};
       FASTFLOW_ROLLED for (int k = 0; k < count; ++k) {
         const Part mean = shared.mean[k][lane], weight = shared.weight[k][lane];
-        FASTFLOW_UNROLL for (int r = 0; r < thread_rows; ++r) {
-          const T c = shared.coefficient[k][(group * thread_rows + r) / 4].at[r % 4];
-          FASTFLOW_UNROLL for (int v = 0; v < thread_features; ++v) {
-            sum[r].at[v] = std::fma(c * (value[r].at[v] - mean.at[v]), weight.at[v], sum[r].at[v]);
+        FASTFLOW_UNROLL for (int i = 0; i < thread_rows / 4; ++i) {
+          const Vector<T, 4> c = shared.coefficient[k][group * (thread_rows / 4) + i];
+          FASTFLOW_UNROLL for (int r = 0; r < 4; ++r) {
+            FASTFLOW_UNROLL for (int v = 0; v < thread_features; ++v) {
+              T& to = sum[4 * i + r].at[v];
+              to = std::fma(c.at[r] * (value[4 * i + r].at[v] - mean.at[v]), weight.at[v], to);
+            }
           }
         }
       }

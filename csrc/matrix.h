@@ -91,16 +91,17 @@ struct Matrix {
 
   template <class S, int N, int Count>
   FASTFLOW_KERNEL void load_as(int64_t first, int step, int64_t from, Vector<T, N> (&to)[Count]) const {
-    Vector<S, N> stored[Count];
-    const S* const start = static_cast<const S*>(data) + first * row + from * column;
-    const bool whole = adjacent && from + N <= columns;
-    FASTFLOW_UNROLL for (int n = 0; n < Count; ++n) {
-      const S* const here = start + n * step * row;
-      const bool inside = first + n * step < rows;
-      if (inside && whole) {
-        stored[n] = *reinterpret_cast<const Vector<S, N>*>(here);
-      } else {
-        FASTFLOW_UNROLL for (int m = 0; m < N; ++m) stored[n].at[m] = inside && from + m < columns ? here[m * column] : S{};
+    Vector<S, N> stored[Count] = {};
+    const S* here = static_cast<const S*>(data) + first * row + from * column;
+    const int64_t stride = step * row;
+    if (adjacent && from + N <= columns) {
+      FASTFLOW_UNROLL for (int n = 0; n < Count; ++n, here += stride) {
+        if (first + n * step < rows) stored[n] = *reinterpret_cast<const Vector<S, N>*>(here);
+      }
+    } else {
+      FASTFLOW_UNROLL for (int n = 0; n < Count; ++n, here += stride) {
+        if (first + n * step >= rows) continue;
+        FASTFLOW_UNROLL for (int m = 0; m < N; ++m) stored[n].at[m] = from + m < columns ? here[m * column] : S{};
       }
     }
     FASTFLOW_UNROLL for (int n = 0; n < Count; ++n) {

@@ -204,3 +204,147 @@ def test_values_and_gradients(library, rows, classes, features, scales, dtype):
 def test_labels_weights_and_storage(library, mix, dtype, classes):
     p = _problem(40, classes, 36, dtype, mix=mix)
     _assert_right(p, _run(library, p))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("features", [36, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_layouts(library, dtype, features, layout):
+    p = _problem(20, 3, features, dtype)
+    placed = replace(p, **{name: relayout(value, layout) for name, value in p.fields().items()
+                           if value is not None and value.dim() == 2})
+    expected, found = _run(library, p), _run(library, placed)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_one_dimensional_strides(library):
+    """Gradients of a sum have stride 0, columns of a table that of the table."""
+    p = _problem(20, 3, 8)
+    ones = torch.ones(1).expand(20)
+    columns = {name: torch.stack([value, value], 1)[:, 0]
+               for name, value in p.fields().items() if value is not None and value.dim() == 1}
+    p = replace(p, **columns | {"grad_marginal": ones, "grad_picked": ones})
+    p = replace(p, grad_scores=torch.ones(1, 1).expand(20, 3))
+    _assert_right(p, _run(library, p))
+
+
+@pytest.mark.parametrize("classes", [7, 100])
+@pytest.mark.parametrize("multiprocessors", [1, 3, 132])
+def test_any_division_among_blocks(library, multiprocessors, classes):
+    """More multiprocessors: parts of the classes and of the rows, put together afterwards."""
+    p = _problem(300, classes, 70)
+    _assert_right(p, _run(library, p, multiprocessors))
+
+
+@pytest.mark.parametrize("classes", [7, 40])
+def test_no_barrier_is_missing(library, classes):
+    p = _problem(100, classes, 70)
+    one, other = (_run(library, p, 40, descending) for descending in (False, True))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_several_passes(library):
+    """Coefficients of 1000 classes are kept for a few hundred rows at a time."""
+    p = _problem(300, 1000, 4)
+    results, _ = _forward(library, p)
+    grads, allocated = _backward(library, p, results["marginal"], multiprocessors=2)
+    _assert_right(p, results | grads)
+    assert allocated < 300 * 1000 * 4
+
+
+@pytest.mark.parametrize("wanted", [("z",), ("means", "log_scales", "log_prior"), ("weights",), ("z", "weights")])
+@pytest.mark.parametrize("classes", [7, 20])
+def test_parts_of_the_gradient(library, classes, wanted):
+    p = _problem(40, classes, 12)
+    marginal = _forward(library, p)[0]["marginal"]
+    grads, _ = _backward(library, p, marginal, wanted)
+    assert grads.keys() == {f"grad_{name}" for name in wanted}
+    _assert_right(p, grads)
+
+
+@pytest.mark.parametrize("absent", ["grad_marginal", "grad_picked", "grad_scores"])
+def test_results_that_nothing_depends_on(library, absent):
+    p = replace(_problem(40, 7, 12), **{absent: None})
+    _assert_right(p, _run(library, p))
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_without_scores(library, classes):
+    p = _problem(40, classes, 12)
+    with_scores, without = _forward(library, p)[0], _forward(library, p, with_scores=False)[0]
+    assert all(torch.equal(without[name], with_scores[name]) for name in without)
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_empty_and_single_batches(library, rows, scales):
+    p = _problem(rows, 3, 5, scales=scales)
+    results = _run(library, p)
+    for name in ("grad_means", "grad_log_scales", "grad_log_prior"):
+        assert rows or torch.equal(results[name], torch.zeros_like(results[name]))
+    assert all(result.isfinite().all() for result in results.values())
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("classes", [7, 40])
+def test_ten_thousand_standard_deviations_away(library, classes, scales):
+    p = _problem(40, classes, 36, scales=scales)
+    p = replace(p, z=p.z + 1e4)
+    _assert_right(p, _run(library, p))
+
+
+@pytest.mark.parametrize("classes", [7, 40])
+def test_classes_that_cannot_occur_have_no_gradient(library, classes):
+    p = _problem(40, classes, 12, mix="weighted")
+    impossible = torch.arange(classes) % 3 == 1
+    p = replace(p, log_prior=p.log_prior.masked_fill(impossible, -math.inf), grad_scores=None,
+                weights=p.weights.masked_fill(impossible, 0.0))
+    results, possible = _run(library, p), ~impossible
+    for name in ("grad_means", "grad_log_scales", "grad_log_prior", "grad_weights"):
+        of_class = results[name] if name != "grad_weights" else results[name].T
+        assert torch.equal(of_class[impossible], torch.zeros_like(of_class[impossible]))
+    left = replace(p, means=p.means[possible], log_scales=p.log_scales[possible], log_prior=p.log_prior[possible],
+                   weights=p.weights[:, possible])
+    rest = {name: results[name] for name in ("marginal", "picked", "grad_z")}
+    rest |= {name: results[name][possible] for name in ("grad_means", "grad_log_scales", "grad_log_prior")}
+    _assert_right(left, rest)
+
+
+def test_no_class_can_occur(library):
+    p = replace(_problem(5, 3, 4, mix="unlabelled"), log_prior=torch.full((3,), -math.inf), grad_scores=None)
+    results = _run(library, p, 132)
+    assert results["marginal"].isneginf().all()
+    for name in ("grad_z", "grad_means", "grad_log_scales", "grad_log_prior"):
+        assert torch.equal(results[name], torch.zeros_like(results[name]))
+
+
+@pytest.mark.parametrize("log_scale", [-60.0, 60.0])
+def test_scales_whose_square_is_no_float32(library, log_scale):
+    """A scale of e^60 or e^-60: values are right and nothing else turns into no number."""
+    p = _problem(20, 3, 4, mix="labelled")
+    p = replace(p, log_scales=torch.tensor([[0.0], [log_scale], [0.0]]).expand(3, 4), grad_scores=None,
+                labels=torch.where(p.labels == 1, 0, p.labels))
+    results = _run(library, p)
+    for name in ("marginal", "picked", "grad_z", "grad_log_prior"):
+        assert results[name].isfinite().all(), name
+    for name in ("grad_means", "grad_log_scales"):
+        assert results[name][::2].isfinite().all(), name
+
+
+def test_a_row_of_no_number_spoils_its_own_results_only(library):
+    p = _problem(20, 3, 4, mix="unlabelled")
+    p.z[7, 2] = math.nan
+    results = _run(library, p)
+    others = torch.arange(20) != 7
+    for name in ("marginal", "grad_z"):
+        assert results[name][7].isnan().any()
+        assert results[name][others].isfinite().all()
+
+
+def test_memory(library):
+    """Beside the results: in forward the parameters' size, in backward also at most a twentieth of z for 10 classes."""
+    p = _problem(2048, 10, 784, mix="unlabelled")
+    results, forward = _forward(library, p, multiprocessors=132, with_scores=False)
+    assert forward <= 4 * (p.means.numel() + 10)
+    _, backward = _backward(library, p, results["marginal"], multiprocessors=4)
+    assert backward - forward <= 0.05 * 4 * p.z.numel()
