@@ -1,28 +1,24 @@
-"""The CUDA kernels of the Gaussian class scores, run on the host by csrc/testing/thread_block.h, against 80-bit truth."""
+"""The CUDA kernels of the Gaussian class scores, on the host (csrc/testing/thread_block.h), against 80-bit truth."""
 
 import ctypes
 import math
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from gaussian_cases import MIXES, OF_BACKWARD, SCALES, Problem, assert_right, problem
 from needs import require
-from oracles import LAYOUTS, assert_three_way, relayout
+from oracles import LAYOUTS, relayout
 from torch import Tensor
-
-from fastflow.ops._checks import compute_dtype
-from fastflow.ops.gaussian_class_scores import backward_reference, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 _STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ARGUMENTS = ("z", "means", "log_scales", "log_prior", "labels", "weights", "marginal", "grad_marginal", "grad_picked",
               "grad_scores")
-_FORWARD, _BACKWARD = ("marginal", "picked", "scores"), ("z", "means", "log_scales", "log_prior", "weights")
-_RESULTS = (*_FORWARD, *(f"grad_{name}" for name in _BACKWARD))
+_RESULTS = ("marginal", "picked", "scores", *(f"grad_{name}" for name in OF_BACKWARD))
 
 
 class _Tensor(ctypes.Structure):
@@ -60,52 +56,6 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     return loaded
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The op's arguments and the gradients of its results; None where there is none."""
-
-    z: Tensor
-    means: Tensor
-    log_scales: Tensor
-    log_prior: Tensor
-    labels: Tensor | None = None
-    weights: Tensor | None = None
-    grad_marginal: Tensor | None = None
-    grad_picked: Tensor | None = None
-    grad_scores: Tensor | None = None
-
-    @property
-    def given(self) -> tuple[Tensor | None, ...]:
-        return self.z, self.means, self.log_scales, self.log_prior, self.labels, self.weights
-
-    @property
-    def pulled(self) -> tuple[Tensor | None, ...]:
-        return self.grad_marginal, self.grad_picked, self.grad_scores
-
-    def fields(self) -> dict[str, Tensor | None]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-SCALES = {"class_diag": (False, False), "shared_diag": (True, False), "isotropic": (False, True), "one": (True, True)}
-MIXES = ("unlabelled", "labelled", "weighted", "labelled and weighted")
-
-
-def _problem(rows: int, classes: int, features: int, dtype: torch.dtype = torch.float32, scales: str = "class_diag",
-             mix: str = "labelled and weighted") -> Problem:
-    """Rows near their class, far from the origin; gradients of everything."""
-    own = torch.float64 if dtype == torch.float64 else torch.float32
-    means = 4 + torch.randn(classes, features, dtype=own) / 2
-    which = torch.randint(classes, (rows,))
-    z = (means[which] + torch.randn(rows, features, dtype=own)).to(dtype)
-    shared_by_classes, shared_by_features = SCALES[scales]
-    shape = 1 if shared_by_classes else classes, 1 if shared_by_features else features
-    labels = torch.where(torch.rand(rows) < 0.5, which, -1) if "labelled" in mix.replace("unlabelled", "") else None
-    return Problem(
-        z, means, 0.3 * torch.randn(shape, dtype=own), torch.randn(classes, dtype=own).log_softmax(0), labels,
-        torch.rand(rows, classes, dtype=own) if "weighted" in mix else None, torch.randn(rows, dtype=own),
-        torch.randn(rows, dtype=own), torch.randn(rows, classes, dtype=own) / classes)
-
-
 def _forward(library, p: Problem, multiprocessors: int = 1, descending: bool = False, with_scores: bool = True):
     """{name: result}, and the bytes of workspace."""
     rows, classes = p.z.shape[0], p.means.shape[0]
@@ -116,7 +66,7 @@ def _forward(library, p: Problem, multiprocessors: int = 1, descending: bool = F
     return results, _call(library, "forward", p.fields(), results, multiprocessors, descending)
 
 
-def _backward(library, p: Problem, marginal: Tensor, wanted: tuple[str, ...] = _BACKWARD, multiprocessors: int = 1,
+def _backward(library, p: Problem, marginal: Tensor, wanted: tuple[str, ...] = OF_BACKWARD, multiprocessors: int = 1,
               descending: bool = False):
     results = {f"grad_{name}": torch.full(getattr(p, name).shape, math.nan, dtype=getattr(p, name).dtype)
                for name in wanted if getattr(p, name) is not None}
@@ -132,56 +82,6 @@ def _call(library, direction, arguments, results, multiprocessors, descending) -
         ctypes.byref(described), ctypes.byref(described_results), multiprocessors, descending)
 
 
-def _long(tensor: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
-    return np.zeros(shape, np.longdouble) if tensor is None else tensor.double().numpy().astype(np.longdouble)
-
-
-def _truth(p: Problem) -> dict[str, tuple[Tensor, Tensor]]:
-    """{name: (value, sum of the absolute values of what it adds up)} in 80-bit floating point."""
-    (rows, features), classes = p.z.shape, p.means.shape[0]
-    z, means, log_scales, log_prior = (_long(tensor, ()) for tensor in p.given[:4])
-    scale = np.broadcast_to(np.exp(-log_scales), means.shape)
-    distance = (z[:, None] - means) * scale
-    normal = np.log(2 * np.longdouble(np.pi)) / 2
-    scores = log_prior - (distance**2 / 2 + log_scales + normal).sum(-1)
-    sizes = abs(log_prior) + (distance**2 / 2 + abs(log_scales) + normal).sum(-1)
-    top = scores.max(1, keepdims=True)
-    marginal = (top + np.log(np.exp(scores - top).sum(1, keepdims=True)))[:, 0]
-
-    chosen = _long(p.weights, scores.shape).copy()
-    labelled = np.zeros(rows, bool) if p.labels is None else p.labels.numpy() >= 0
-    if p.labels is not None:
-        chosen[labelled] = np.eye(classes)[p.labels.numpy()[labelled]]
-    of_marginal, of_picked = (_long(grad, (rows,))[:, None] for grad in (p.grad_marginal, p.grad_picked))
-    posterior = np.exp(scores - marginal[:, None])
-    c = _long(p.grad_scores, scores.shape) + of_marginal * posterior + of_picked * chosen
-    # an error of a score is as large as its terms, and moves the posterior by as much
-    of_c = abs(_long(p.grad_scores, scores.shape)) + abs(of_picked * chosen) + abs(of_marginal) * posterior * (1 + sizes)
-    pull, of_pull = ((a[..., None] * b * scale) for a, b in ((c, distance), (of_c, abs(distance))))
-    squares = distance**2
-    for_scales, of_scales = (a[..., None] * b for a, b in ((c, squares - 1), (of_c, squares + 1)))
-    axes = tuple(axis for axis in (0, 1) if log_scales.shape[axis] != means.shape[axis])
-    free = ~labelled[:, None] * of_picked
-    values = {
-        "marginal": (marginal, sizes.min(1)), "picked": ((chosen * scores).sum(1), (abs(chosen) * sizes).sum(1)),
-        "scores": (scores, sizes), "grad_z": (-pull.sum(1), of_pull.sum(1)),
-        "grad_means": (pull.sum(0), of_pull.sum(0)),
-        "grad_log_scales": (for_scales.sum(0).sum(axes, keepdims=True), of_scales.sum(0).sum(axes, keepdims=True)),
-        "grad_log_prior": (c.sum(0), of_c.sum(0)), "grad_weights": (free * scores, abs(free) * sizes)}
-    return {name: tuple(torch.from_numpy(each.astype(float)) for each in pair) for name, pair in values.items()}
-
-
-def _assert_right(p: Problem, results: dict[str, Tensor]) -> None:
-    truth = _truth(p)
-    marginal, picked, scores = reference(*p.given, True)
-    parts = backward_reference(*p.given, marginal, *p.pulled, True, True, p.weights is not None)
-    eager = {"marginal": marginal, "picked": picked, "scores": scores} | {
-        f"grad_{name}": part for name, part in zip(_BACKWARD, parts, strict=True)}
-    for name, result in results.items():
-        value, terms = truth[name]
-        assert_three_way(result, eager[name], value, dtype=result.dtype, name=name, terms=terms)
-
-
 def _run(library, p: Problem, multiprocessors: int = 1, descending: bool = False) -> dict[str, Tensor]:
     results, _ = _forward(library, p, multiprocessors, descending)
     return results | _backward(library, p, results["marginal"], multiprocessors=multiprocessors,
@@ -194,23 +94,23 @@ def _run(library, p: Problem, multiprocessors: int = 1, descending: bool = False
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_values_and_gradients(library, rows, classes, features, scales, dtype):
-    p = _problem(rows, classes, features, dtype, scales)
-    _assert_right(p, _run(library, p))
+    p = problem(rows, classes, features, dtype, scales)
+    assert_right(p, _run(library, p))
 
 
 @pytest.mark.parametrize("classes", [5, 20])
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_labels_weights_and_storage(library, mix, dtype, classes):
-    p = _problem(40, classes, 36, dtype, mix=mix)
-    _assert_right(p, _run(library, p))
+    p = problem(40, classes, 36, dtype, mix=mix)
+    assert_right(p, _run(library, p))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("features", [36, 37])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_layouts(library, dtype, features, layout):
-    p = _problem(20, 3, features, dtype)
+    p = problem(20, 3, features, dtype)
     placed = replace(p, **{name: relayout(value, layout) for name, value in p.fields().items()
                            if value is not None and value.dim() == 2})
     expected, found = _run(library, p), _run(library, placed)
@@ -219,58 +119,58 @@ def test_layouts(library, dtype, features, layout):
 
 def test_one_dimensional_strides(library):
     """Gradients of a sum have stride 0, columns of a table that of the table."""
-    p = _problem(20, 3, 8)
+    p = problem(20, 3, 8)
     ones = torch.ones(1).expand(20)
     columns = {name: torch.stack([value, value], 1)[:, 0]
                for name, value in p.fields().items() if value is not None and value.dim() == 1}
     p = replace(p, **columns | {"grad_marginal": ones, "grad_picked": ones})
     p = replace(p, grad_scores=torch.ones(1, 1).expand(20, 3))
-    _assert_right(p, _run(library, p))
+    assert_right(p, _run(library, p))
 
 
 @pytest.mark.parametrize("classes", [7, 100])
 @pytest.mark.parametrize("multiprocessors", [1, 3, 132])
 def test_any_division_among_blocks(library, multiprocessors, classes):
     """More multiprocessors: parts of the classes and of the rows, put together afterwards."""
-    p = _problem(300, classes, 70)
-    _assert_right(p, _run(library, p, multiprocessors))
+    p = problem(300, classes, 70)
+    assert_right(p, _run(library, p, multiprocessors))
 
 
 @pytest.mark.parametrize("classes", [7, 40])
 def test_no_barrier_is_missing(library, classes):
-    p = _problem(100, classes, 70)
+    p = problem(100, classes, 70)
     one, other = (_run(library, p, 40, descending) for descending in (False, True))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_several_passes(library):
     """Coefficients of 1000 classes are kept for a few hundred rows at a time."""
-    p = _problem(300, 1000, 4)
+    p = problem(300, 1000, 4)
     results, _ = _forward(library, p)
     grads, allocated = _backward(library, p, results["marginal"], multiprocessors=2)
-    _assert_right(p, results | grads)
+    assert_right(p, results | grads)
     assert allocated < 300 * 1000 * 4
 
 
 @pytest.mark.parametrize("wanted", [("z",), ("means", "log_scales", "log_prior"), ("weights",), ("z", "weights")])
 @pytest.mark.parametrize("classes", [7, 20])
 def test_parts_of_the_gradient(library, classes, wanted):
-    p = _problem(40, classes, 12)
+    p = problem(40, classes, 12)
     marginal = _forward(library, p)[0]["marginal"]
     grads, _ = _backward(library, p, marginal, wanted)
     assert grads.keys() == {f"grad_{name}" for name in wanted}
-    _assert_right(p, grads)
+    assert_right(p, grads)
 
 
 @pytest.mark.parametrize("absent", ["grad_marginal", "grad_picked", "grad_scores"])
 def test_results_that_nothing_depends_on(library, absent):
-    p = replace(_problem(40, 7, 12), **{absent: None})
-    _assert_right(p, _run(library, p))
+    p = replace(problem(40, 7, 12), **{absent: None})
+    assert_right(p, _run(library, p))
 
 
 @pytest.mark.parametrize("classes", [3, 20])
 def test_without_scores(library, classes):
-    p = _problem(40, classes, 12)
+    p = problem(40, classes, 12)
     with_scores, without = _forward(library, p)[0], _forward(library, p, with_scores=False)[0]
     assert all(torch.equal(without[name], with_scores[name]) for name in without)
 
@@ -278,7 +178,7 @@ def test_without_scores(library, classes):
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("rows", [0, 1])
 def test_empty_and_single_batches(library, rows, scales):
-    p = _problem(rows, 3, 5, scales=scales)
+    p = problem(rows, 3, 5, scales=scales)
     results = _run(library, p)
     for name in ("grad_means", "grad_log_scales", "grad_log_prior"):
         assert rows or torch.equal(results[name], torch.zeros_like(results[name]))
@@ -288,14 +188,14 @@ def test_empty_and_single_batches(library, rows, scales):
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("classes", [7, 40])
 def test_ten_thousand_standard_deviations_away(library, classes, scales):
-    p = _problem(40, classes, 36, scales=scales)
+    p = problem(40, classes, 36, scales=scales)
     p = replace(p, z=p.z + 1e4)
-    _assert_right(p, _run(library, p))
+    assert_right(p, _run(library, p))
 
 
 @pytest.mark.parametrize("classes", [7, 40])
 def test_classes_that_cannot_occur_have_no_gradient(library, classes):
-    p = _problem(40, classes, 12, mix="weighted")
+    p = problem(40, classes, 12, mix="weighted")
     impossible = torch.arange(classes) % 3 == 1
     p = replace(p, log_prior=p.log_prior.masked_fill(impossible, -math.inf), grad_scores=None,
                 weights=p.weights.masked_fill(impossible, 0.0))
@@ -307,11 +207,11 @@ def test_classes_that_cannot_occur_have_no_gradient(library, classes):
                    weights=p.weights[:, possible])
     rest = {name: results[name] for name in ("marginal", "picked", "grad_z")}
     rest |= {name: results[name][possible] for name in ("grad_means", "grad_log_scales", "grad_log_prior")}
-    _assert_right(left, rest)
+    assert_right(left, rest)
 
 
 def test_no_class_can_occur(library):
-    p = replace(_problem(5, 3, 4, mix="unlabelled"), log_prior=torch.full((3,), -math.inf), grad_scores=None)
+    p = replace(problem(5, 3, 4, mix="unlabelled"), log_prior=torch.full((3,), -math.inf), grad_scores=None)
     results = _run(library, p, 132)
     assert results["marginal"].isneginf().all()
     for name in ("grad_z", "grad_means", "grad_log_scales", "grad_log_prior"):
@@ -321,7 +221,7 @@ def test_no_class_can_occur(library):
 @pytest.mark.parametrize("log_scale", [-60.0, 60.0])
 def test_scales_whose_square_is_no_float32(library, log_scale):
     """A scale of e^60 or e^-60: values are right and nothing else turns into no number."""
-    p = _problem(20, 3, 4, mix="labelled")
+    p = problem(20, 3, 4, mix="labelled")
     p = replace(p, log_scales=torch.tensor([[0.0], [log_scale], [0.0]]).expand(3, 4), grad_scores=None,
                 labels=torch.where(p.labels == 1, 0, p.labels))
     results = _run(library, p)
@@ -332,7 +232,7 @@ def test_scales_whose_square_is_no_float32(library, log_scale):
 
 
 def test_a_row_of_no_number_spoils_its_own_results_only(library):
-    p = _problem(20, 3, 4, mix="unlabelled")
+    p = problem(20, 3, 4, mix="unlabelled")
     p.z[7, 2] = math.nan
     results = _run(library, p)
     others = torch.arange(20) != 7
@@ -343,7 +243,7 @@ def test_a_row_of_no_number_spoils_its_own_results_only(library):
 
 def test_memory(library):
     """Beside the results: in forward the parameters' size, in backward also at most a twentieth of z for 10 classes."""
-    p = _problem(2048, 10, 784, mix="unlabelled")
+    p = problem(2048, 10, 784, mix="unlabelled")
     results, forward = _forward(library, p, multiprocessors=132, with_scores=False)
     assert forward <= 4 * (p.means.numel() + 10)
     _, backward = _backward(library, p, results["marginal"], multiprocessors=4)
