@@ -128,7 +128,8 @@ void backward(Device& device, const Given<T>& given, const Gradients<T>& grad) {
   T* const coefficients = needs_coefficients ? device.template allocate<T>(pass * classes) : nullptr;
 
   const int64_t feature_tiles = std::max<int64_t>(tiles(features, Apart::features), 1);
-  const int64_t class_tiles = tiles(classes, Apart::classes), row_tiles = std::max<int64_t>(tiles(pass, Apart::rows), 1);
+  const int64_t class_tiles = tiles(classes, Apart::classes);
+  const int64_t row_tiles = std::max<int64_t>(tiles(pass, Apart::rows), 1);
   const int64_t wanted = Apart::blocks * device.multiprocessors() / (feature_tiles * class_tiles);
   const int64_t part = tiles(row_tiles, std::clamp<int64_t>(wanted, 1, row_tiles)) * Apart::rows;
   const Grid grid = {feature_tiles, class_tiles, std::max<int64_t>(tiles(pass, part), 1)};

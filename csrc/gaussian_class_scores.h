@@ -81,8 +81,9 @@ struct ScoreTile {
   }
 };
 
-// Block (x, y) takes the tile of rows x through the classes of part y. The features of a chunk are summed by themselves,
-// then added: an error grows with the number of chunks. An isotropic class has one scale, applied to the sum.
+// Block (x, y) takes the tile of rows x through the classes of part y. The features of a chunk are summed by
+// themselves, then added: an error grows with the number of chunks. An isotropic class has one scale, applied to the
+// sum.
 template <class T, class S, bool isotropic, class Epilogue>
 struct ScoreKernel {
   static constexpr int threads = S::threads, blocks = S::blocks;

@@ -172,8 +172,8 @@ struct ParameterKernel {
   }
 };
 
-// grad_z where the classes do not fit one tile, or nothing else is wanted: a thread has R rows x V features, block (x, y)
-// tile x of rows and y of features. Tiles of classes pass through shared memory, each summed by itself.
+// grad_z where the classes do not fit one tile, or nothing else is wanted: a thread has R rows x V features, block (x,
+// y) tile x of rows and y of features. Tiles of classes pass through shared memory, each summed by itself.
 template <class T>
 struct GradZKernel {
   static constexpr int threads = 128, blocks = 3, lanes = 16, classes = 16;

@@ -22,8 +22,8 @@ struct Grid {
   int64_t x, y = 1, z = 1;
 };
 
-// The value, of which the compiler knows nothing: it would carry every address made of a loop's index through the loop, in
-// registers that it has not got.
+// The value, of which the compiler knows nothing: it would carry every address made of a loop's index through the loop,
+// in registers that it has not got.
 FASTFLOW_KERNEL int64_t unforeseen(int64_t value) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+l"(value));

@@ -74,8 +74,8 @@ struct Matrix {
   bool adjacent;  // four columns lie side by side, aligned to be read at once
   int64_t rows, columns, row, column;
 
-  // Rows first, first + step, ..., of each the N columns from `column` on, a multiple of N. Zeros outside. All are asked
-  // for before the first is waited for.
+  // Rows first, first + step, ..., of each the N columns from `column` on, a multiple of N. Zeros outside. All are
+  // asked for before the first is waited for.
   template <int N, int Count>
   FASTFLOW_KERNEL void load(int64_t first, int step, int64_t from, Vector<T, N> (&to)[Count]) const {
     if constexpr (sizeof(T) == sizeof(double)) {

@@ -1,15 +1,15 @@
-// gaussian_class_scores_backward for CUDA: the scores again, of as many rows as their coefficients c = d loss / d scores may
-// take memory for (csrc/gaussian_class_plan.h), then the gradients from c. No atomics: sums over rows are taken in parts,
-// added in their order.
+// gaussian_class_scores_backward for CUDA: the scores again, of as many rows as their coefficients c = d loss / d
+// scores may take memory for (csrc/gaussian_class_plan.h), then the gradients from c. No atomics: sums over rows are
+// taken in parts, added in their order.
 //
-// Up to 16 classes one kernel makes grad_z and the sums of the parameters, in 5 instructions an element of [B, K, D]
-// (t = z - mean, c t, three sums); it reads z and writes grad_z. With more classes, 3 for grad_z and 4 for the parameters,
-// apart. On an H200 at B = 65536, D = 784, K = 10: 48 us of memory or 51 us of arithmetic for the scores, 96 or 86 us for
-// the gradients; forward and backward together at least 192 us, where 3 B D floats at copying speed are 143. The second
-// look at the scores is what lies between. Memory beside the results: c, at most 16 MiB of float32 and 3 % of z (1 MiB
-// where that is less), and sums of 2 K D elements a part, of which there are as few as fill the device. As compiled for
-// sm_90a, one class of grad_z's kernel is 107 instructions: 32 each of FADD, FMUL, FFMA and 4 LDS.128. Not yet timed on a
-// device.
+// Up to 16 classes one kernel makes grad_z and the sums of the parameters, in 5 instructions an element of [B, K, D] (t
+// = z - mean, c t, three sums); it reads z and writes grad_z. With more classes, 3 for grad_z and 4 for the parameters,
+// apart. On an H200 at B = 65536, D = 784, K = 10: 48 us of memory or 51 us of arithmetic for the scores, 96 or 86 us
+// for the gradients; forward and backward together at least 192 us, where 3 B D floats at copying speed are 143. The
+// second look at the scores is what lies between. Memory beside the results: c, at most 16 MiB of float32 and 3 % of z
+// (1 MiB where that is less), and sums of 2 K D elements a part, of which there are as few as fill the device. As
+// compiled for sm_90a, one class of grad_z's kernel is 107 instructions: 32 each of FADD, FMUL, FFMA and 4 LDS.128. Not
+// yet timed on a device.
 #include "cuda/gaussian_class_scores.h"
 
 #include <tuple>
@@ -21,8 +21,9 @@ namespace {
 // log_scales, log_prior and weights, [0] for those not asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_class_scores_backward(
     const Tensor& z, const Tensor& means, const Tensor& log_scales, const Tensor& log_prior, const MaybeTensor& labels,
-    const MaybeTensor& weights, const Tensor& marginal, const MaybeTensor& grad_marginal, const MaybeTensor& grad_picked,
-    const MaybeTensor& grad_scores, bool with_z, bool with_parameters, bool with_weights) {
+    const MaybeTensor& weights, const Tensor& marginal, const MaybeTensor& grad_marginal,
+    const MaybeTensor& grad_picked, const MaybeTensor& grad_scores, bool with_z, bool with_parameters,
+    bool with_weights) {
   const auto result = [&](bool wanted, const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
     return wanted ? torch::stable::new_empty(like, sizes) : torch::stable::new_empty(means, {0});
   };

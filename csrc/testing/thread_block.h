@@ -1,6 +1,6 @@
 // Runs the kernels that are structs (csrc/gaussian_class_scores.h) on the host, for tests: the threads of a block are
-// coroutines of one thread, which pass control on at a barrier, in ascending or in descending order. A kernel that lacks
-// a barrier gives different results in the two.
+// coroutines of one thread, which pass control on at a barrier, in ascending or in descending order. A kernel that
+// lacks a barrier gives different results in the two.
 #pragma once
 
 #include "host_device.h"

@@ -1,4 +1,5 @@
-// The CUDA kernels of the Gaussian class scores and their gradients, planned for a device of some size, run on the host.
+// The CUDA kernels of the Gaussian class scores and their gradients, planned for a device of some size, run on the
+// host.
 #include "gaussian_class_plan.h"
 #include "testing/thread_block.h"
 
