@@ -96,9 +96,10 @@ struct Gradients {
   T *means, *log_scales, *log_prior, *weights;
 };
 
-// The coefficients of the rows of one pass are what the passes keep: a thirty-second of z, but 1 to 16 MiB of float32.
-inline int64_t rows_of_a_pass(int64_t rows, int64_t classes, int64_t features) {
-  const int64_t most = std::clamp<int64_t>(rows * features / 32, int64_t(1) << 18, int64_t(1) << 22);
+// How many rows' coefficients are kept at a time: of 10 classes a thirty-second of z, of many those of enough rows to
+// fill a device; 1 to 16 MiB of float32.
+inline int64_t rows_at_once(int64_t rows, int64_t classes, int64_t features) {
+  const int64_t most = std::clamp(std::max(rows * features / 32, 2048 * classes), int64_t(1) << 18, int64_t(1) << 22);
   return std::max<int64_t>(most / classes / 128, 1) * 128;
 }
 
@@ -118,12 +119,12 @@ void finish(Device& device, const Given<T>& given, const Prepared<T>& prepared, 
 }
 
 template <class T, class Device>
-void backward(Device& device, const Given<T>& given, const Gradients<T>& grad) {
+void backward(Device& device, const Given<T>& given, const Gradients<T>& grad, int64_t rows_of_a_pass) {
   using Together = ParameterKernel<T, true>;
   using Apart = ParameterKernel<T, false>;
   const int64_t rows = given.z.rows, classes = given.means.rows, features = given.means.columns;
   const Prepared<T> prepared = prepare(device, given);
-  const int64_t pass = std::min(rows, rows_of_a_pass(rows, classes, features));
+  const int64_t pass = std::min(rows, rows_of_a_pass);
   const bool needs_coefficients = grad.with_z || grad.with_parameters;
   T* const coefficients = needs_coefficients ? device.template allocate<T>(pass * classes) : nullptr;
 

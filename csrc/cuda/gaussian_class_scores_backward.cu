@@ -6,8 +6,8 @@
 // = z - mean, c t, three sums); it reads z and writes grad_z. With more classes, 3 for grad_z and 4 for the parameters,
 // apart. On an H200 at B = 65536, D = 784, K = 10: 48 us of memory or 51 us of arithmetic for the scores, 96 or 86 us
 // for the gradients; forward and backward together at least 192 us, where 3 B D floats at copying speed are 143. The
-// second look at the scores is what lies between. Memory beside the results: c, at most 16 MiB of float32 and 3 % of z
-// (1 MiB where that is less), and sums of 2 K D elements a part, of which there are as few as fill the device. As
+// second look at the scores is what lies between. Memory beside the results: c of 10 classes 3 % of z, of many at
+// most 16 MiB of float32, and sums of 2 K D elements a part, of which there are as few as fill the device. As
 // compiled for sm_90a, one class of grad_z's kernel is 107 instructions: 32 each of FADD, FMUL, FFMA and 4 LDS.128. Not
 // yet timed on a device.
 #include "cuda/gaussian_class_scores.h"
@@ -40,7 +40,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_class_scores_backwar
         with_z, with_parameters, with_weights,
         {with_z ? grad_z.mutable_data_ptr() : nullptr, storage_of(z), z.size(1)},
         data_of<T>(grad_means), data_of<T>(grad_log_scales), data_of<T>(grad_log_prior), data_of<T>(grad_weights)};
-    gaussian::backward(device, given_of<T>(z, means, log_scales, log_prior, labels, weights), gradients);
+    gaussian::backward(device, given_of<T>(z, means, log_scales, log_prior, labels, weights), gradients,
+                       gaussian::rows_at_once(z.size(0), means.size(0), z.size(1)));
   };
   if (means.scalar_type() == ScalarType::Double) {
     compute(double());
