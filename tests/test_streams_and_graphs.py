@@ -20,6 +20,7 @@ from fastflow.ops import (
     affine_coupling,
     channel_mix,
     dequantize_logit,
+    gaussian_class_marginal,
     gaussian_class_scores,
     logit,
     sym_log,
@@ -59,6 +60,11 @@ def _gained(x: Tensor, scale: Tensor, shift: Tensor, gain: Tensor) -> tuple[Tens
     return affine_coupling(x, scale, shift, scale_map=ScaleMap("tanh", gain=gain), active=slice(1, None, 2))
 
 
+def _marginal(z: Tensor, *parameters: Tensor) -> tuple[Tensor]:
+    labels = torch.arange(len(z), device=z.device) % 3 - 1
+    return (gaussian_class_marginal(z, *parameters, labels),)
+
+
 def _noise(x: Tensor) -> tuple[Tensor]:
     return (uniform_noise(x.shape, seed=3, step=1, rows=torch.arange(len(x), device=x.device)),)
 
@@ -89,7 +95,8 @@ CASES = [
     Case("uniform_noise", "forward", _noise, (_TABLE,), differentiable=False),
     Case("dequantize_logit", "forward", _grey_levels, (_TABLE,), torch.rand, differentiable=False),
     Case("gaussian_class_scores", "forward", lambda *given: (gaussian_class_scores(*given),),
-         ((37, 70), (11, 70), (11, 70), (11,)), differentiable=False),
+         ((37, 70), (11, 70), (11, 70), (11,))),
+    Case("gaussian_class_scores", "marginal", _marginal, ((37, 70), (40, 70), (1, 70), (40,))),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
