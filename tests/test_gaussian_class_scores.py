@@ -118,12 +118,14 @@ def _assert_everything_is_right(forward, grads):
     asked = (True, True, weighted)
     truth, eager, own = reference(*_double(forward), True), reference(*forward, True), _forward.dispatch(*forward, True)
     sizes = _sizes(*_double(forward), truth[0], *_double(grads))
-    own += _backward.dispatch(*forward, own[0], *grads, *asked)
-    eager += backward_reference(*forward, eager[0], *grads, *asked)
-    truth += backward_reference(*_double(forward), truth[0], *_double(grads), *asked)
-    for name, *which in zip(sizes, own, eager, truth, strict=True):
-        if which[2].numel():
-            assert_three_way(*which, name=name, terms=sizes[name])
+    again = _backward.dispatch(*forward, own[0], None, *grads, *asked)
+    own += _backward.dispatch(*forward, own[0], own[2], *grads, *asked)
+    eager += backward_reference(*forward, eager[0], None, *grads, *asked)
+    truth += backward_reference(*_double(forward), truth[0], None, *_double(grads), *asked)
+    for results in (own, own[:3] + again):
+        for name, *which in zip(sizes, results, eager, truth, strict=True):
+            if which[2].numel():
+                assert_three_way(*which, name=name, terms=sizes[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -155,7 +157,7 @@ def test_same_bits_on_any_threads():
 
     def compute():
         own = _forward.dispatch(*forward, True)
-        return [*own, *_backward.dispatch(*forward, own[0], *grads, True, True, True)]
+        return [*own, *_backward.dispatch(*forward, own[0], None, *grads, True, True, True)]
 
     assert_same_bits_on_any_threads(compute)
 
@@ -200,10 +202,10 @@ def test_op(rows):
     torch.library.opcheck(op, (z, means, log_scales[:1].expand(4, 6), log_prior, labels, weights, False))
     backward = torch.ops.fastflow.gaussian_class_scores_backward.default
     grad = torch.randn(rows)
-    torch.library.opcheck(backward, (z, means, log_scales, log_prior, labels, weights, grad, grad, grad,
+    torch.library.opcheck(backward, (z, means, log_scales, log_prior, labels, weights, grad, None, grad, grad,
                                      torch.randn(rows, 4), True, True, True))
-    torch.library.opcheck(backward, (z, means, log_scales[:1], log_prior, None, None, grad, grad, None, None, True,
-                                     False, False))
+    torch.library.opcheck(backward, (z, means, log_scales[:1], log_prior, None, None, grad, torch.randn(rows, 4), grad,
+                                     None, None, True, False, False))
 
 
 def test_compiles_in_one_graph():

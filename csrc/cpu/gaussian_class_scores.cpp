@@ -3,7 +3,8 @@
 // Read: z once for every block of classes, and the parameters; written: 2 numbers a row. Scratch: a block of classes, at
 // most 768 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of arithmetic a
 // tile of it a thread (backward: 256 rows of it). Computed for each row, class and feature: a subtraction and 2 fused or
-// plain multiplications (isotropic: 1); backward 6 (isotropic: 3 and fewer) in all. An AVX-512 core does 16 multiplications
+// plain multiplications (isotropic: 1); backward 6, or 4 from kept scores (isotropic:
+// 3). An AVX-512 core does 16 multiplications
 // and 16 additions in a cycle.
 #include "gaussian_class_scores.h"
 
@@ -165,8 +166,8 @@ void sum_to(const T* from, int64_t classes, int64_t features, Tensor& to) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& z, const Tensor& means, const Tensor& log_scales, const Tensor& log_prior, Optional labels,
-    Optional weights, const Tensor& marginal, Optional grad_marginal, Optional grad_picked, Optional grad_scores,
-    bool with_z, bool with_parameters, bool with_weights) {
+    Optional weights, const Tensor& marginal, Optional scores, Optional grad_marginal, Optional grad_picked,
+    Optional grad_scores, bool with_z, bool with_parameters, bool with_weights) {
   const int64_t rows = z.size(0), classes = means.size(0), features = z.size(1);
   const int32_t dtype = native_dtype(means);
   const auto asked = [&](bool with, Sizes sizes, int32_t of) { return with ? allocate(sizes, of) : allocate({0}, of); };
@@ -186,6 +187,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   GaussianClasses& op = all.op;
   const Tensor saved = torch::stable::contiguous(marginal);
   op.saved_marginal = saved.data_ptr();
+  // The scale's gradient of isotropic classes is made from the energies, which a score of -inf does not tell.
+  if (op.scaled || !with_parameters) op.saved_scores = strided(scores);
   op.grad_marginal = strided(grad_marginal);
   op.grad_picked = strided(grad_picked);
   op.grad_scores = strided(grad_scores);
@@ -201,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   op.grad_log_scales = reduces || !op.scaled ? scale_sums.reserve(op, op.scaled ? classes * features : classes)
                                              : grad_log_scales.data_ptr();
   op.coefficient = coefficient.reserve(op, most_block_classes * op.part_pitch);
-  if (!op.scaled) op.energy = energy.reserve(op, most_block_classes * op.part_pitch);
+  if (!op.scaled && with_parameters) op.energy = energy.reserve(op, most_block_classes * op.part_pitch);
   const auto differentiate = FASTFLOW_KERNEL(gaussian_class_coefficients);
   const auto sum_rows = FASTFLOW_KERNEL(gaussian_class_parameters);
   for (op.first_row = 0; op.first_row < rows; op.first_row += part_rows) {

@@ -43,6 +43,7 @@ struct GaussianClasses {
   // Backward walks over the rows in parts of which this is one.
   int64_t first_row, part_rows, part_pitch;
   const void* saved_marginal;           // [rows]
+  Strided saved_scores;                 // [rows, K]; nullptr: to be computed again
   Strided grad_marginal, grad_picked, grad_scores;  // [rows], [rows], [rows, K]; nullptr: none
   void *coefficient, *energy;           // [block_classes, part_pitch]: d loss / d score; sum of squares, or nullptr
   void* grad_z;                         // [part_rows, features], in the dtype of arithmetic; nullptr: not asked for

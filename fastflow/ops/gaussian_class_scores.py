@@ -6,8 +6,8 @@
     marginal[b]  = logsumexp_k scores[b, k]
     picked[b]    = scores[b, labels[b]] where labels[b] >= 0, else sum_k weights[b, k] scores[b, k], without weights 0
 
-Neither [B, K, D] nor, unless it is asked for, [B, K] exists in memory. Differences are taken first and squared then:
-the expanded form z^2 - 2 z m + m^2 loses |m|^2 / scale^2 roundings.
+[B, K, D] never exists in memory, and [B, K] only where it is asked for, or in training is at most a twentieth of z.
+Differences are taken first and squared then: the expanded form z^2 - 2 z m + m^2 loses |m|^2 / scale^2 roundings.
 SCNF-GMM (Atanov et al. 2019, arXiv 1905.00505), FlowGMM (Izmailov et al. 2020, arXiv 1912.13025, eq. 2).
 """
 
@@ -21,6 +21,7 @@ from fastflow.ops._checks import bad_shape, check_device, check_finite, check_fl
 from fastflow.ops._define import Op, under_transform
 
 _BLOCK = 2**24  # elements of [rows, K, D] that the fallback holds at a time
+_FEW = 20  # features for each class from which on keeping the scores is cheap
 
 
 def reference(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor, labels: Tensor | None,
@@ -46,18 +47,19 @@ def _picked(scores: Tensor, labels: Tensor | None, weights: Tensor | None) -> Te
 
 def backward_reference(
     z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor, labels: Tensor | None, weights: Tensor | None,
-    marginal: Tensor, grad_marginal: Tensor | None, grad_picked: Tensor | None, grad_scores: Tensor | None,
-    with_z: bool, with_parameters: bool, with_weights: bool,
+    marginal: Tensor, scores: Tensor | None, grad_marginal: Tensor | None, grad_picked: Tensor | None,
+    grad_scores: Tensor | None, with_z: bool, with_parameters: bool, with_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of z, means, log_scales, log_prior and weights, [0] for those not asked for.
+    """Gradients of z, means, log_scales, log_prior and weights, [0] for those not asked for; scores None: not kept.
 
     With r = (z - m) / s, score k moves by r / s for its mean, by -r / s for z and by r^2 - 1 for log s.
     """
     v = z.to(compute_dtype(z))
     inverse_scale = torch.exp(-log_scales)
     distance = (v[:, None] - means) * inverse_scale
-    energy = (0.5 * distance * distance + log_scales).sum(-1)
-    scores = log_prior - energy - 0.5 * math.log(2 * math.pi) * z.shape[1]
+    if scores is None:
+        energy = (0.5 * distance * distance + log_scales).sum(-1)
+        scores = log_prior - energy - 0.5 * math.log(2 * math.pi) * z.shape[1]
     chosen = _chosen(scores, labels, weights)
     grad = torch.zeros_like(scores) if grad_scores is None else grad_scores
     if grad_marginal is not None:
@@ -104,11 +106,11 @@ def _fallback(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor, l
     return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def _backward_fallback(z, means, log_scales, log_prior, labels, weights, marginal, grad_marginal, grad_picked,
+def _backward_fallback(z, means, log_scales, log_prior, labels, weights, marginal, scores, grad_marginal, grad_picked,
                        grad_scores, with_z, with_parameters, with_weights):
     parts = [
         backward_reference(z[rows], means, log_scales, log_prior, _of(labels, rows), _of(weights, rows), marginal[rows],
-                           _of(grad_marginal, rows), _of(grad_picked, rows), _of(grad_scores, rows), with_z,
+                           *(_of(each, rows) for each in (scores, grad_marginal, grad_picked, grad_scores)), with_z,
                            with_parameters, with_weights)
         for rows in _row_blocks(z, means)
     ]
@@ -125,8 +127,8 @@ def _fake(z, means, log_scales, log_prior, labels, weights, with_scores):
     return means.new_empty(rows), means.new_empty(rows), means.new_empty((rows, means.shape[0]) if with_scores else 0)
 
 
-def _backward_fake(z, means, log_scales, log_prior, labels, weights, marginal, grad_marginal, grad_picked, grad_scores,
-                   with_z, with_parameters, with_weights):
+def _backward_fake(z, means, log_scales, log_prior, labels, weights, marginal, scores, grad_marginal, grad_picked,
+                   grad_scores, with_z, with_parameters, with_weights):
     of_parameters = (means.new_empty(each.shape if with_parameters else 0) for each in (means, log_scales, log_prior))
     grad_z = z.new_empty(z.shape) if with_z else means.new_empty(0)
     return grad_z, *of_parameters, means.new_empty(weights.shape if with_weights else 0)
@@ -139,22 +141,24 @@ _forward = Op(
 )
 _backward = Op(
     "gaussian_class_scores_backward",
-    f"({_GIVEN}, Tensor marginal, Tensor? grad_marginal, Tensor? grad_picked, Tensor? grad_scores, bool with_z,"
-    " bool with_parameters, bool with_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_GIVEN}, Tensor marginal, Tensor? scores, Tensor? grad_marginal, Tensor? grad_picked, Tensor? grad_scores,"
+    " bool with_z, bool with_parameters, bool with_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=backward_reference, fallback=_backward_fallback, fake=_backward_fake, on_cuda="cuda",
 )
 
 
 class _GaussianClassScores(torch.autograd.Function):
-    """Saves what it was given and the marginal; backward computes the scores again, a tile of them at a time."""
+    """Saves what it was given, the marginal, and the scores where they are asked for or at most a twentieth of z;
+    otherwise backward computes them again, a tile at a time."""
 
     @staticmethod
     def forward(ctx, z, means, log_scales, log_prior, weights, labels, with_scores, backend):
         kernel = _forward.kernel(backend, z.device.type)
-        marginal, picked, scores = kernel(z, means, log_scales, log_prior, labels, weights, with_scores)
+        kept = with_scores or _FEW * means.shape[0] <= means.shape[1]
+        marginal, picked, scores = kernel(z, means, log_scales, log_prior, labels, weights, kept)
         ctx.set_materialize_grads(False)
         ctx.backend = backend
-        ctx.save_for_backward(z, means, log_scales, log_prior, labels, weights, marginal)
+        ctx.save_for_backward(z, means, log_scales, log_prior, labels, weights, marginal, scores if kept else None)
         return marginal, picked, scores
 
     @staticmethod
@@ -164,6 +168,8 @@ class _GaussianClassScores(torch.autograd.Function):
         # Under create_graph=True the gradients themselves are differentiated: only the reference can be.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         kernel = backward_reference if differentiable else _backward.kernel(ctx.backend, z.device.type)
+        if differentiable:
+            saved = (*saved[:7], None)
         grads = kernel(*saved, grad_marginal, grad_picked, grad_scores, needs_z, any(needs_parameters), needs_weights)
         asked = zip(grads, ctx.needs_input_grad, strict=False)
         return *(grad if needed else None for grad, needed in asked), None, None, None

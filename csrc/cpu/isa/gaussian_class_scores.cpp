@@ -24,23 +24,33 @@ FASTFLOW_INLINE Vec<T> labels_of(const GaussianClasses& op, int64_t row, int64_t
   return labels;
 }
 
-// What lanes of rows hold in scores; lanes are those of a tile from `r` on.
+// A vector of rows of a tile.
 template <class T>
 struct Lane {
   const GaussianClasses& op;
-  T* energy;
+  T* score_at;  // [block_classes, tile_rows]
   int64_t row, left;
 
   int64_t klass(int64_t k) const { return op.first_class + k; }
-  Vec<T> score(int64_t k) const {
-    const Vec<T> scaled = static_cast<const T*>(op.factor)[k] * load(energy + k * tile_rows);
-    return (static_cast<const T*>(op.constant)[k] - scaled) + static_cast<const T*>(op.rest)[k];
-  }
-  // d picked / d score, and of a class that weighs nothing and cannot occur the score that counts: 0.
+  Vec<T> score(int64_t k) const { return load(score_at + k * tile_rows); }
+  // d picked / d score.
   Vec<T> chosen(int64_t k, Vec<T> labels) const {
     const Vec<T> weight = op.weights.data == nullptr ? Vec<T>{} : of_class<T>(op.weights, row, left, klass(k));
     const Lanes<T> labelled = labels >= 0, own = labels == splat(T(klass(k)));
     return select<T>(labelled, select<T>(own, splat<T>(1), Vec<T>{}), weight);
+  }
+  // From the energies that are there.
+  void make_scores() const {
+    for (int64_t k = 0; k < op.block_classes; ++k) {
+      const Vec<T> half = static_cast<const T*>(op.factor)[k] * load(score_at + k * tile_rows);
+      store(score_at + k * tile_rows, (static_cast<const T*>(op.constant)[k] - half) + static_cast<const T*>(op.rest)[k]);
+      if (op.energy != nullptr) store(static_cast<T*>(op.energy) + k * op.part_pitch + row - op.first_row, 2 * half);
+    }
+  }
+  void read_scores() const {
+    for (int64_t k = 0; k < op.block_classes; ++k) {
+      store(score_at + k * tile_rows, of_class<T>(op.saved_scores, row, left, klass(k)));
+    }
   }
 };
 
@@ -53,13 +63,12 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
   Vec<T> most = before;
   for (int64_t k = 0; k < op.block_classes; ++k) {
     const Vec<T> score = lane.score(k);
-    store(lane.energy + k * tile_rows, score);
     most = score > most ? score : most;
   }
   const Lanes<T> none = most == splat<T>(-INFINITY);  // no class can occur so far
   const Vec<T> base = select<T>(none, Vec<T>{}, most);
   Vec<T> sum = first ? Vec<T>{} : load_up_to(sum_at, left) * exp<T>(before - base);
-  for (int64_t k = 0; k < op.block_classes; ++k) sum += exp<T>(load(lane.energy + k * tile_rows) - base);
+  for (int64_t k = 0; k < op.block_classes; ++k) sum += exp<T>(lane.score(k) - base);
   store_up_to(most_at, op.last_block ? base + log(split<T>(sum)) : most, left);
   store_up_to(sum_at, sum, left);
   T* const picked_at = static_cast<T*>(op.picked) + row;
@@ -69,7 +78,7 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
     for (int64_t k = 0; k < op.block_classes; ++k) {
       const Vec<T> chosen = lane.chosen(k, labels);
       const Lanes<T> silent = chosen == Vec<T>{};
-      picked += select<T>(silent, Vec<T>{}, chosen * load(lane.energy + k * tile_rows));
+      picked += select<T>(silent, Vec<T>{}, chosen * lane.score(k));
     }
   }
   store_up_to(picked_at, picked, left);
@@ -77,7 +86,7 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
   T* const scores = static_cast<T*>(op.scores) + row * op.classes + op.first_class;
   for (int64_t lane_row = 0; lane_row < smaller(left, width<T>); ++lane_row) {
     for (int64_t k = 0; k < op.block_classes; ++k) {
-      scores[lane_row * op.classes + k] = lane.energy[k * tile_rows + lane_row];
+      scores[lane_row * op.classes + k] = lane.score_at[k * tile_rows + lane_row];
     }
   }
 }
@@ -85,11 +94,16 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
 // Calls each(lane) for all rows, a vector of them at a time, and then, a tile at a time, after(tile, its first row).
 template <class T, class Packed, class Each, class After>
 void over_tiles(const GaussianClasses& op, int64_t first_row, int64_t last_row, Packed packed, Each each, After after) {
-  alignas(64) T energy[most_block_classes * tile_rows];
+  alignas(64) T scores[most_block_classes * tile_rows];
+  const bool saved = op.saved_scores.data != nullptr;
   for (int64_t row = first_row; row < last_row; row += tile_rows) {
     const RowTile<T> tile(op, row, last_row, packed(row));
-    energies(op, tile, energy);
-    for (int r = 0; r < tile.count; r += width<T>) each(Lane<T>{op, energy + r, row + r, tile.count - r});
+    if (!saved) energies(op, tile, scores);
+    for (int r = 0; r < tile.count; r += width<T>) {
+      const Lane<T> lane = {op, scores + r, row + r, tile.count - r};
+      saved ? lane.read_scores() : lane.make_scores();
+      each(lane);
+    }
     after(tile, row);
   }
 }
@@ -116,10 +130,6 @@ void differentiate(const GaussianClasses& op, const Lane<T>& lane) {
     Vec<T> grad = op.grad_scores.data == nullptr ? Vec<T>{} : of_class<T>(op.grad_scores, row, left, lane.klass(k));
     grad += grad_marginal * posterior + grad_picked * chosen;
     store(static_cast<T*>(op.coefficient) + k * op.part_pitch + place, grad);
-    if (op.energy != nullptr) {
-      const T twice = 2 * static_cast<const T*>(op.factor)[k];
-      store(static_cast<T*>(op.energy) + k * op.part_pitch + place, twice * load(lane.energy + k * tile_rows));
-    }
     if (op.grad_weights == nullptr) continue;
     const Lanes<T> labelled = labels >= Vec<T>{};
     const Vec<T> moved = select<T>(silent, Vec<T>{}, score);
