@@ -3,9 +3,8 @@
 // Read: z once for every block of classes, and the parameters; written: 2 numbers a row. Scratch: a block of classes, at
 // most 768 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of arithmetic a
 // tile of it a thread (backward: 256 rows of it). Computed for each row, class and feature: a subtraction and 2 fused or
-// plain multiplications (isotropic: 1); backward 6, or 4 from kept scores (isotropic:
-// 3). An AVX-512 core does 16 multiplications
-// and 16 additions in a cycle.
+// plain multiplications (isotropic: 1); backward 6, or 4 from kept scores (isotropic: 3). An AVX-512 core does 16
+// multiplications and 16 additions in a cycle.
 #include "gaussian_class_scores.h"
 
 #include <cmath>
