@@ -1,0 +1,261 @@
+// residual_coupling and its backward for dispatch key CPU.
+#include "residual_coupling.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "tensors.h"
+
+namespace fastflow {
+namespace {
+
+constexpr int64_t chunk_bytes = int64_t{16} << 20;  // of activations that backward holds
+
+// Memory, uninitialised and in whole cache lines, for as long as this lives.
+class Scratch {
+ public:
+  char* take(int64_t bytes) {
+    parts_.emplace_back(new CacheLine[(bytes + 63) / 64]);
+    return parts_.back()[0].bytes;
+  }
+
+ private:
+  struct alignas(64) CacheLine {
+    char bytes[64];
+  };
+  std::vector<std::unique_ptr<CacheLine[]>> parts_;
+};
+
+int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+Features features(int64_t parts, int64_t size) {
+  return {parts, size, round_up(std::max<int64_t>(size, 1), 32 / parts)};
+}
+
+Operand matrix(const Tensor& tensor) {
+  return {static_cast<char*>(tensor.data_ptr()), dtype_of(tensor), tensor.stride(0), {tensor.stride(1)}};
+}
+
+Products products_of(const Tensor& table, const Tensor& weight) {
+  const Dtype state = dtype_of(table), stored = dtype_of(weight);
+  STD_TORCH_CHECK(stored == state || (stored == bfloat16 && state == float32),
+                  "residual_coupling: the weights' matrices have another dtype than table and are not bfloat16 beside "
+                  "float32");
+  if (state == float64) return Products::in_double;
+  if (stored == float32) return Products::in_float;
+  return multiplies_bfloat16() ? Products::in_bfloat16 : Products::of_bfloat16_in_float;
+}
+
+// A call: what its kernels are given, and the memory that they share.
+class Call {
+ public:
+  Call(const Tensor& passive, const Tensor& active, const Tensor& table, const std::vector<Tensor>& weights,
+       const std::optional<Tensor>& pairs, bool passive_shared, bool active_shared, int64_t kind, double bias, double eps,
+       double clamp, bool shift_first)
+      : table_(torch::stable::contiguous(table)), layers_((weights.size() - 5) / 2 + 2) {
+    op.products = products_of(table, weights[0]);
+    op.kind = static_cast<int>(kind);
+    op.bias = bias;
+    op.eps = eps;
+    op.clamp = clamp;
+    op.shift_first = shift_first;
+    op.passive_shared = passive_shared;
+    op.active_shared = active_shared;
+    op.classes = table.size(0);
+    op.rows = pairs ? pairs->size(0) : passive.size(0) * (passive_shared ? op.classes : 1);
+    if (pairs) {
+      op.pairs = static_cast<const int64_t*>(pairs->data_ptr());
+      op.pairs_stride = pairs->stride(0);
+    }
+    op.passive = matrix(passive);
+    op.active = matrix(active);
+    op.table = table_.data_ptr();
+    op.layers = static_cast<int>(layers_.size());
+    op.layer = layers_.data();
+    const int last = op.layers - 1;
+    const Features hidden = features(1, table.size(1));
+    for (int n = 0; n <= last; ++n) {
+      Linear& layer = layers_[n];
+      layer.weight = matrix(weights[weight_index(n)]);
+      layer.in = n == 0 ? features(1, passive.size(1)) : hidden;
+      layer.out = n == last ? features(2, active.size(1)) : hidden;
+      if (n > 0) layer.bias = padded(weights[weight_index(n) + 1], layer.out);
+    }
+    op.norm_shift = padded(weights[weights.size() - 4], hidden);
+    op.norm_scale = padded(weights[weights.size() - 3], hidden);
+  }
+
+  // Of the weights' matrix of a layer; its bias comes after it.
+  int64_t weight_index(int layer) const { return layer == 0 ? 0 : 2 * layer - 1 + (layer == op.layers - 1 ? 2 : 0); }
+
+  int64_t number_bytes() const { return op.products == Products::in_double ? 8 : 4; }
+  int64_t input_bytes() const { return op.products == Products::in_bfloat16 ? 2 : number_bytes(); }
+
+  void pack(bool for_backward) {
+    int64_t units = 0;
+    for (Linear& layer : layers_) {
+      layer.packed = scratch_.take(places(layer.out) * round_up(layer.in.size, 2) * input_bytes());
+      units += places(layer.out) / 32;
+      if (!for_backward) continue;
+      layer.transposed = scratch_.take(places(layer.in) * places(layer.out) * input_bytes());
+      units += places(layer.in) / 32;
+    }
+    const auto kernel = FASTFLOW_KERNEL(residual_coupling_pack);
+    torch::stable::parallel_for(0, units, 8, [&](int64_t first, int64_t end) { kernel(op, first, end); });
+  }
+
+  // Rows that are worth a thread's start.
+  int64_t rows_a_thread() const {
+    int64_t products = 1;
+    for (const Linear& layer : layers_) products += layer.in.size * layer.out.parts * layer.out.size;
+    return 1 + (int64_t{1} << 20) / products;
+  }
+
+  // The thread's memory for a tile.
+  ResidualCoupling of_thread(Scratch& scratch) const {
+    ResidualCoupling own = op;
+    const Features &in = op.layer[0].in, &hidden = op.layer[0].out, &out = op.layer[op.layers - 1].out;
+    own.distinct = scratch.take(tile_rows * row_pitch(in) * input_bytes());
+    own.h = scratch.take(tile_rows * row_pitch(hidden) * number_bytes());
+    own.made = scratch.take(tile_rows * std::max(row_pitch(hidden), row_pitch(out)) * number_bytes());
+    own.line = scratch.take(std::max(2 * out.pitch, places(in)) * number_bytes());
+    return own;
+  }
+
+  Activations activations(Scratch& scratch, int64_t capacity, int hidden_count) const {
+    return {nullptr, scratch.take(hidden_count * capacity * row_pitch(op.layer[0].out) * input_bytes()),
+            nullptr, nullptr, capacity, hidden_count};
+  }
+
+  Activations activations_and_grads(Scratch& scratch, int64_t capacity) const {
+    Activations all = activations(scratch, capacity, op.layers - 1);
+    all.grad_hidden = activations(scratch, capacity, op.layers - 1).hidden;
+    all.x = scratch.take(capacity * row_pitch(op.layer[0].in) * input_bytes());
+    all.grad_last = scratch.take(capacity * row_pitch(op.layer[op.layers - 1].out) * input_bytes());
+    return all;
+  }
+
+  ResidualCoupling op = {};
+
+ private:
+  const void* padded(const Tensor& vector, const Features& features) {
+    char* const to = scratch_.take(places(features) * number_bytes());
+    std::fill_n(to, places(features) * number_bytes(), 0);
+    const char* const from = static_cast<const char*>(vector.data_ptr());
+    for (int64_t i = 0; i < vector.size(0); ++i) {
+      const int64_t place = i / features.size * features.pitch + i % features.size;
+      std::copy_n(from + i * vector.stride(0) * number_bytes(), number_bytes(), to + place * number_bytes());
+    }
+    return to;
+  }
+
+  Tensor table_;
+  std::vector<Linear> layers_;
+  Scratch scratch_;
+};
+
+std::tuple<Tensor, Tensor> forward(const Tensor& passive, const Tensor& active, std::optional<Tensor> log_det,
+                                   const Tensor& table, std::vector<Tensor> weights, std::optional<Tensor> pairs,
+                                   bool passive_shared, bool active_shared, int64_t kind, double bias, double eps,
+                                   double clamp, bool shift_first) {
+  Call call(passive, active, table, weights, pairs, passive_shared, active_shared, kind, bias, eps, clamp, shift_first);
+  ResidualCoupling& op = call.op;
+  const int32_t dtype = native_dtype(table);
+  Tensor z = allocate({op.rows, active.size(1)}, dtype), total = allocate({op.rows}, dtype);
+  if (op.rows == 0) return {z, total};
+  op.z = z.data_ptr();
+  op.log_det_out = total.data_ptr();
+  if (log_det) {
+    op.log_det = log_det->data_ptr();
+    op.log_det_stride = log_det->stride(0);
+  }
+  call.pack(false);
+  const auto kernel = FASTFLOW_KERNEL(residual_coupling);
+  torch::stable::parallel_for(0, op.rows, call.rows_a_thread(), [&](int64_t first, int64_t last) {
+    Scratch scratch;
+    ResidualCoupling own = call.of_thread(scratch);
+    own.tile = call.activations(scratch, tile_rows, 2);
+    kernel(own, first, last);
+  });
+  return {z, total};
+}
+
+// In chunks of results: first their activations and the gradients of those, then their part of the weights' gradients.
+// The chunks are the same whatever the number of threads, and so are the sums.
+void over_chunks(Call& call) {
+  ResidualCoupling& op = call.op;
+  int64_t row_bytes = 0, units = 0;
+  for (int n = 0; n < op.layers; ++n) {
+    const Linear& layer = op.layer[n];
+    row_bytes += (row_pitch(layer.in) + row_pitch(layer.out)) * call.input_bytes();
+    units += places(layer.in) / 32;
+  }
+  const int64_t tiles = std::max<int64_t>(1, chunk_bytes / (row_bytes * tile_rows));
+  const int64_t capacity = std::min(tiles * tile_rows, round_up(op.rows, 2));
+  Scratch scratch;
+  op.chunk = call.activations_and_grads(scratch, capacity);
+  const auto kernel = FASTFLOW_KERNEL(residual_coupling_backward);
+  const auto weights_kernel = FASTFLOW_KERNEL(residual_coupling_weights);
+  for (op.chunk_first = 0; op.chunk_first < op.rows; op.chunk_first += capacity) {
+    op.chunk_rows = std::min(capacity, op.rows - op.chunk_first);
+    const int64_t end = op.chunk_first + op.chunk_rows;
+    // By two rows, which bfloat16 products take together.
+    torch::stable::parallel_for(0, (op.chunk_rows + 1) / 2, call.rows_a_thread(), [&](int64_t first, int64_t last) {
+      Scratch of_thread;
+      ResidualCoupling own = call.of_thread(of_thread);
+      const bool in_pairs = op.products == Products::in_bfloat16;
+      own.tile = in_pairs ? call.activations_and_grads(of_thread, tile_rows) : op.chunk;
+      kernel(own, op.chunk_first + 2 * first, std::min(op.chunk_first + 2 * last, end));
+    });
+    torch::stable::parallel_for(0, units, 1 + call.rows_a_thread() * units / op.chunk_rows,
+                                [&](int64_t first, int64_t last) { weights_kernel(op, first, last); });
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
+    const Tensor& passive, const Tensor& z, const Tensor& table, std::vector<Tensor> weights, std::optional<Tensor> pairs,
+    bool passive_shared, int64_t kind, double bias, double eps, double clamp, bool shift_first, const Tensor& grad_z,
+    const Tensor& grad_log_det) {
+  Call call(passive, z, table, weights, pairs, passive_shared, false, kind, bias, eps, clamp, shift_first);
+  ResidualCoupling& op = call.op;
+  const int32_t dtype = native_dtype(table);
+  Tensor active = allocate(z.sizes(), dtype), grad_active = allocate(z.sizes(), dtype);
+  Tensor grad_passive = allocate({z.size(0), passive.size(1)}, dtype);
+  Tensor grad_table = allocate(table.sizes(), dtype);
+  torch::stable::zero_(grad_table);
+  std::vector<Tensor> grads;
+  for (const Tensor& weight : weights) {
+    grads.push_back(allocate(weight.sizes(), dtype));
+    torch::stable::zero_(grads.back());
+  }
+  if (op.rows > 0) {
+    op.grad_z = matrix(grad_z);
+    op.log_det = grad_log_det.data_ptr();
+    op.log_det_stride = grad_log_det.stride(0);
+    op.active_out = active.data_ptr();
+    op.grad_active = grad_active.data_ptr();
+    op.grad_passive = grad_passive.data_ptr();
+    op.grad_table = grad_table.data_ptr();
+    op.grad_norm_shift = grads[grads.size() - 4].data_ptr();
+    op.grad_norm_scale = grads[grads.size() - 3].data_ptr();
+    for (int n = 0; n < op.layers; ++n) {
+      op.layer[n].grad = grads[call.weight_index(n)].data_ptr();
+      if (n > 0) op.layer[n].grad_bias = grads[call.weight_index(n) + 1].data_ptr();
+    }
+    call.pack(true);
+    over_chunks(call);
+  }
+  return {active, grad_active, grad_passive, grad_table, grads};
+}
+
+}  // namespace
+}  // namespace fastflow
+
+STABLE_TORCH_LIBRARY_IMPL(fastflow, CPU, library) {
+  library.impl("residual_coupling", TORCH_BOX(&fastflow::forward));
+  library.impl("residual_coupling_backward", TORCH_BOX(&fastflow::backward));
+}
