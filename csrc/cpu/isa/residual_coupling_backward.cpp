@@ -160,13 +160,17 @@ class WeightGradients {
     }
   }
 
-  // Of term(fold, numbers, row of the fold).
+  // Of term(fold, numbers, row of the fold); in parts, so that few roundings follow each other.
   template <class Term>
   Vec<T> column_sums(const Matrix<P>& of, int64_t column, Term term) const {
     Vec<T> sum = {}, rows[P::fold];
-    for (int64_t fold = 0; fold < folds_; ++fold) {
-      of.read(fold, column, rows);
-      for (int n = 0; n < P::fold; ++n) sum += term(fold, rows[n], n);
+    for (int64_t fold = 0; fold < folds_;) {
+      Vec<T> part = {};
+      for (const int64_t end = smaller(fold + 32, folds_); fold < end; ++fold) {
+        of.read(fold, column, rows);
+        for (int n = 0; n < P::fold; ++n) part += term(fold, rows[n], n);
+      }
+      sum += part;
     }
     return sum;
   }

@@ -83,39 +83,61 @@ class ResidualMlp {
 
   void forward(const Results& results) const {
     first_layer(results);
+    const int64_t rows = results.rows, pitch = pitch_;
     for (int layer = 1; layer < op_.layers - 1; layer += 2) {
-      multiply(layer, results.rows, [&](int64_t r, int64_t column, Vec<T> v) {
-        P::write(input(layer + 1) + r * pitch_ + column, at_least(T(0), v + bias(layer, column)));
+      Input* const middle = input(layer + 1);
+      const T *const first_bias = bias(layer), *const second_bias = bias(layer + 1), *const h = h_;
+      const Keep keep = kept_for(layer + 2);
+      multiply(layer, rows, [=](int64_t row, int64_t column, Vec<T> v) {
+        P::write(middle + row * pitch + column, at_least(T(0), v + load(first_bias + column)));
       });
-      multiply(layer + 1, results.rows, [&](int64_t r, int64_t column, Vec<T> v) {
-        keep(layer + 2, r, column, load(h_ + r * pitch_ + column) + (v + bias(layer + 1, column)));
+      multiply(layer + 1, rows, [=](int64_t row, int64_t column, Vec<T> v) {
+        keep(row * pitch + column, column, load(h + row * pitch + column) + (v + load(second_bias + column)));
       });
     }
-    multiply(op_.layers - 1, results.rows, [&](int64_t r, int64_t column, Vec<T> v) {
-      store(made_ + r * made_pitch_ + column, v + bias(op_.layers - 1, column));
+    T* const made = made_;
+    const int64_t made_pitch = made_pitch_;
+    const T* const last_bias = bias(op_.layers - 1);
+    multiply(op_.layers - 1, rows, [=](int64_t row, int64_t column, Vec<T> v) {
+      store(made + row * made_pitch + column, v + load(last_bias + column));
     });
   }
 
-  // From the gradient of the last layer's output to those of the others', and the gradient of `passive`.
+  // From the gradient of the last layer's output to those of the others', and the gradient of `passive`. Where h was is
+  // its gradient, in full.
   void backward(const Results& results) const {
+    const int64_t rows = results.rows, pitch = pitch_;
     const int norm = op_.layers - 1;
-    multiply_back(norm, results.rows, [&](int64_t r, int64_t column, Vec<T> v) {
-      const Vec<T> scaled = v * load(static_cast<const T*>(op_.norm_scale) + column);
-      keep_grad(norm - 1, r, column, where_positive(norm, r, column, scaled));
+    T* const h = h_;
+    const auto* const scale = static_cast<const T*>(op_.norm_scale);
+    const Input* rectified = input(norm);
+    Input* to = grad(norm - 1);
+    multiply_back(norm, rows, [=](int64_t row, int64_t column, Vec<T> v) {
+      const int64_t at = row * pitch + column;
+      const Vec<T> g = where_positive(rectified + at, v * load(scale + column));
+      store(h + at, g);
+      P::write(to + at, g);
     });
     for (int layer = norm - 1; layer > 0; layer -= 2) {
-      multiply_back(layer, results.rows, [&](int64_t r, int64_t column, Vec<T> v) {
-        P::write(grad(layer - 1) + r * pitch_ + column, where_positive(layer, r, column, v));
+      rectified = input(layer);
+      to = grad(layer - 1);
+      multiply_back(layer, rows, [=](int64_t row, int64_t column, Vec<T> v) {
+        const int64_t at = row * pitch + column;
+        P::write(to + at, where_positive(rectified + at, v));
       });
-      multiply_back(layer - 1, results.rows, [&](int64_t r, int64_t column, Vec<T> v) {
-        const Vec<T> running = load(h_ + r * pitch_ + column);
-        keep_grad(layer - 2, r, column, running + where_positive(layer - 1, r, column, v));
+      rectified = input(layer - 1);
+      to = grad(layer - 2);
+      multiply_back(layer - 1, rows, [=](int64_t row, int64_t column, Vec<T> v) {
+        const int64_t at = row * pitch + column;
+        const Vec<T> g = load(h + at) + where_positive(rectified + at, v);
+        store(h + at, g);
+        P::write(to + at, g);
       });
     }
     const int64_t size = op_.layer[0].in.size;
     T* const grad_passive = static_cast<T*>(op_.grad_passive) + results.first * size;
-    multiply_back(0, results.rows, [&](int64_t r, int64_t column, Vec<T> v) {
-      store_part(grad_passive + r * size + column, v, size - column);
+    multiply_back(0, rows, [=](int64_t row, int64_t column, Vec<T> v) {
+      store_part(grad_passive + row * size + column, v, size - column);
     });
   }
 
@@ -123,10 +145,8 @@ class ResidualMlp {
   Input* hidden(char* all, int index) const {
     return reinterpret_cast<Input*>(all) + (index * op_.tile.capacity + offset_) * pitch_;
   }
-  Vec<T> bias(int layer, int64_t column) const { return load(static_cast<const T*>(op_.layer[layer].bias) + column); }
-  Vec<T> where_positive(int layer, int64_t row, int64_t column, Vec<T> v) const {
-    return P::read(input(layer) + row * pitch_ + column) > 0 ? v : Vec<T>{};
-  }
+  const T* bias(int layer) const { return static_cast<const T*>(op_.layer[layer].bias); }
+  static Vec<T> where_positive(const Input* rectified, Vec<T> v) { return P::read(rectified) > 0 ? v : Vec<T>{}; }
 
   template <class Finish>
   void multiply(int layer, int64_t rows, Finish finish) const {
@@ -140,19 +160,21 @@ class ResidualMlp {
                      finish);
   }
 
-  // h, and its rectified values as the input of `layer`.
-  void keep(int layer, int64_t row, int64_t column, Vec<T> h) const {
-    store(h_ + row * pitch_ + column, h);
-    if (layer == op_.layers - 1) {
-      const Vec<T> shift = load(static_cast<const T*>(op_.norm_shift) + column);
-      h = (h - shift) * load(static_cast<const T*>(op_.norm_scale) + column);
+  // Stores h, and its rectified values as the input of a layer: of the last one, after the norm.
+  struct Keep {
+    T* h;
+    Input* input;
+    const T *norm_shift, *norm_scale;  // nullptr: none
+
+    FASTFLOW_INLINE void operator()(int64_t at, int64_t column, Vec<T> v) const {
+      store(h + at, v);
+      if (norm_shift != nullptr) v = (v - load(norm_shift + column)) * load(norm_scale + column);
+      P::write(input + at, at_least(T(0), v));
     }
-    P::write(input(layer) + row * pitch_ + column, at_least(T(0), h));
-  }
-  // The gradient of h, which h itself makes room for, rounded for the products.
-  void keep_grad(int layer, int64_t row, int64_t column, Vec<T> g) const {
-    store(h_ + row * pitch_ + column, g);
-    P::write(grad(layer) + row * pitch_ + column, g);
+  };
+  Keep kept_for(int layer) const {
+    if (layer < op_.layers - 1) return {h_, input(layer), nullptr, nullptr};
+    return {h_, input(layer), static_cast<const T*>(op_.norm_shift), static_cast<const T*>(op_.norm_scale)};
   }
 
   // A row that several results in turn have in common is multiplied once.
@@ -168,13 +190,15 @@ class ResidualMlp {
       if (op_.tile.x != nullptr) memcpy(input(0) + r * pitch, distinct + place[r] * pitch, pitch * sizeof(Input));
     }
     T* const product = made_;
+    const int64_t product_pitch = pitch_;
     multiply_rows<P>(count, distinct, pitch, first.packed, depth<P>(first.in), columns_,
-                     [&](int64_t r, int64_t column, Vec<T> v) { store(product + r * pitch_ + column, v); });
+                     [=](int64_t row, int64_t column, Vec<T> v) { store(product + row * product_pitch + column, v); });
+    const Keep keep = kept_for(1);
     for (int64_t r = 0; r < results.rows; ++r) {
       const T* const row = static_cast<const T*>(op_.table) + results.label[r] * hidden_.size;
       for (int64_t column = 0; column < columns_; column += width<T>) {
         const Vec<T> of_class = load_part(row + column, hidden_.size - column);
-        keep(1, r, column, load(product + place[r] * pitch_ + column) + of_class);
+        keep(r * pitch_ + column, column, load(product + place[r] * pitch_ + column) + of_class);
       }
     }
   }
