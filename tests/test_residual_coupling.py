@@ -121,13 +121,12 @@ def test_backward_is_the_gradient_and_undoes_forward(backend, numbers, shift_fir
 
             of_result = call.active[row] if call.active_shared else call.active
             torch.testing.assert_close(found_active, of_result, rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(summed(own_grad_active, call.active_shared), grad_active, rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(summed(own_grad_passive, call.passive_shared), grad_passive, rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(own, others, rtol=1e-9, atol=1e-9)
+            own = [summed(own_grad_active, call.active_shared), summed(own_grad_passive, call.passive_shared), *own]
+            torch.testing.assert_close(own, [grad_active, grad_passive, *others], rtol=1e-9, atol=1e-9)
 
 
 def terms_of_sums(call: Call, z: Tensor, settings: tuple, grad_z: Tensor, grad_log_det: Tensor) -> list[Tensor]:
-    """The sums of the absolute values of what the gradients of table and weights add up, from a few results at a time."""
+    """Sums of absolute values of what the gradients of table and weights add up, from a few results at a time."""
     pairs = torch.arange(z.shape[0]) if call.pairs is None else call.pairs
     step = 1 + z.shape[0] // 16
     total = [torch.zeros_like(each) for each in (call.table, *call.weights)]

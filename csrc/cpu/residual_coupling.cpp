@@ -54,8 +54,8 @@ Products products_of(const Tensor& table, const Tensor& weight) {
 class Call {
  public:
   Call(const Tensor& passive, const Tensor& active, const Tensor& table, const std::vector<Tensor>& weights,
-       const std::optional<Tensor>& pairs, bool passive_shared, bool active_shared, int64_t kind, double bias, double eps,
-       double clamp, bool shift_first)
+       const std::optional<Tensor>& pairs, bool passive_shared, bool active_shared, int64_t kind, double bias,
+       double eps, double clamp, bool shift_first)
       : table_(torch::stable::contiguous(table)), layers_((weights.size() - 5) / 2 + 2) {
     op.products = products_of(table, weights[0]);
     op.kind = static_cast<int>(kind);
@@ -217,8 +217,8 @@ void over_chunks(Call& call) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
-    const Tensor& passive, const Tensor& z, const Tensor& table, std::vector<Tensor> weights, std::optional<Tensor> pairs,
-    bool passive_shared, int64_t kind, double bias, double eps, double clamp, bool shift_first, const Tensor& grad_z,
+    const Tensor& passive, const Tensor& z, const Tensor& table, std::vector<Tensor> weights,
+    std::optional<Tensor> pairs, bool passive_shared, int64_t kind, double bias, double eps, double clamp, bool shift_first, const Tensor& grad_z,
     const Tensor& grad_log_det) {
   Call call(passive, z, table, weights, pairs, passive_shared, false, kind, bias, eps, clamp, shift_first);
   ResidualCoupling& op = call.op;

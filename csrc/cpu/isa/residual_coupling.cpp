@@ -2,58 +2,31 @@
 #include "cpu/residual_coupling.h"
 
 #include "blocks.h"
+#include "packing.h"
 #include "residual_mlp.h"
 #include "scale_maps.h"
 
 namespace fastflow::FASTFLOW_ISA {
 namespace {
 
-// The number of the weight's row, or column, at this place; -1 for one that only fills.
-int64_t feature_at(const Features& features, int64_t place) {
-  const int64_t index = place % features.pitch;
-  return index < features.size ? place / features.pitch * features.size + index : -1;
-}
-
-// Panels of 32 columns from `column` on.
-template <class P>
-void pack(const Operand& weight, const Features& columns, int64_t column_stride, const Features& inputs,
-          int64_t input_stride, void* packed, int64_t column) {
-  using Weight = typename P::Weight;
-  constexpr int64_t columns_of_panel = panel<typename P::T>;
-  const auto* const from = reinterpret_cast<const Weight*>(weight.data);
-  const int64_t count = depth<P>(inputs);
-  for (int64_t first = column; first < column + 32; first += columns_of_panel) {
-    auto* const to = static_cast<typename P::Input*>(packed) + first * count;
-    const Weight* of_column[columns_of_panel];
-    for (int64_t n = 0; n < columns_of_panel; ++n) {
-      const int64_t feature = feature_at(columns, first + n);
-      of_column[n] = feature < 0 ? nullptr : from + feature * column_stride;
-    }
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t feature = feature_at(inputs, k);
-      for (int64_t n = 0; n < columns_of_panel; ++n) {
-        const bool fills = feature < 0 || of_column[n] == nullptr;
-        const Weight value = fills ? Weight{} : of_column[n][feature * input_stride];
-        to[(k / P::fold * columns_of_panel + n) * P::fold + k % P::fold] = P::pack(value);
-      }
-    }
-  }
-}
-
+// 32 outputs of one of the matrices, which follow each other.
 template <class P>
 void pack(const ResidualCoupling& op, int64_t unit) {
   for (int layer = 0; layer < op.layers; ++layer) {
     const Linear& each = op.layer[layer];
     const Operand& weight = each.weight;
-    const int64_t units = places(each.out) / 32, transposed_units = each.transposed ? places(each.in) / 32 : 0;
-    if (unit < units) {
-      return pack<P>(weight, each.out, weight.row_stride, each.in, weight.stride[0], each.packed, unit * 32);
+    const Packing straight = {weight.data, each.out, each.in, weight.row_stride, weight.stride[0], each.packed};
+    const Packing transposed = {weight.data, each.in, each.out, weight.stride[0], weight.row_stride, each.transposed};
+    for (const Packing* packing : {&straight, &transposed}) {
+      const int64_t units = packing->packed == nullptr ? 0 : places(packing->outputs) / 32;
+      if (unit < units) {
+        for (int64_t first = 32 * unit; first < 32 * unit + 32; first += panel<typename P::T>) {
+          Panel<P>(*packing, first).pack();
+        }
+        return;
+      }
+      unit -= units;
     }
-    unit -= units;
-    if (unit < transposed_units) {
-      return pack<P>(weight, each.in, weight.stride[0], each.out, weight.row_stride, each.transposed, unit * 32);
-    }
-    unit -= transposed_units;
   }
 }
 

@@ -111,17 +111,16 @@ class WeightGradients {
 
  private:
   Matrix<P> input(int layer) const {
-    const Linear& each = op_.layer[layer];
-    const char* const from =
-        layer == 0 ? op_.chunk.x : op_.chunk.hidden + (layer - 1) * op_.chunk.capacity * row_pitch(each.in) * sizeof(Input);
-    return {reinterpret_cast<const Input*>(from), row_pitch(each.in) * P::fold};
+    if (layer == 0) return matrix(op_.chunk.x, 0, op_.layer[0].in);
+    return matrix(op_.chunk.hidden, layer - 1, op_.layer[layer].in);
   }
   Matrix<P> grad(int layer) const {
-    const Linear& each = op_.layer[layer];
-    const char* const from = layer == op_.layers - 1
-                                 ? op_.chunk.grad_last
-                                 : op_.chunk.grad_hidden + layer * op_.chunk.capacity * row_pitch(each.out) * sizeof(Input);
-    return {reinterpret_cast<const Input*>(from), row_pitch(each.out) * P::fold};
+    if (layer == op_.layers - 1) return matrix(op_.chunk.grad_last, 0, op_.layer[layer].out);
+    return matrix(op_.chunk.grad_hidden, layer, op_.layer[layer].out);
+  }
+  Matrix<P> matrix(const char* all, int index, const Features& features) const {
+    const int64_t pitch = row_pitch(features);
+    return {reinterpret_cast<const Input*>(all) + index * op_.chunk.capacity * pitch, pitch * P::fold};
   }
 
   void add_weight(int layer, int64_t column) const {

@@ -3,16 +3,9 @@
 
 #include "cpu/residual_coupling.h"
 
-#include "products.h"
+#include "packing.h"
 
 namespace fastflow::FASTFLOW_ISA {
-
-// Of `count` numbers, which may be fewer than a vector, or none.
-template <class T>
-FASTFLOW_INLINE Vec<T> load_part(const T* from, int64_t count) {
-  if (count >= width<T>) return load(from);
-  return count > 0 ? load(from, static_cast<int>(count)) : Vec<T>{};
-}
 
 template <class T>
 FASTFLOW_INLINE void store_part(T* to, Vec<T> v, int64_t count) {
@@ -47,7 +40,7 @@ struct Results {
   }
 };
 
-// Calls run(first, rows) for parts of the results, at most a tile each and about as large as each other; all but the last
+// Calls run(first, rows) for parts of the results, at most a tile each and about as large as each other. All but the last
 // have an even number of rows.
 template <class Run>
 void in_tiles(int64_t first, int64_t last, Run run) {
