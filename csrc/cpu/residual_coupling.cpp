@@ -15,22 +15,29 @@ namespace {
 
 constexpr int64_t chunk_bytes = int64_t{16} << 20;  // of activations that backward holds
 
-// Memory, uninitialised and in whole cache lines, for as long as this lives.
+int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// Uninitialised memory for as long as this lives, in one block: malloc would give several large ones back to the system
+// after each call, and their pages would be cleared anew in the next.
 class Scratch {
  public:
-  char* take(int64_t bytes) {
-    parts_.emplace_back(new CacheLine[(bytes + 63) / 64]);
-    return parts_.back()[0].bytes;
+  void ask(char*& place, int64_t bytes) {
+    asked_.push_back({&place, bytes_});
+    bytes_ += round_up(bytes, sizeof(CacheLine));
+  }
+  void allocate() {
+    memory_.reset(new CacheLine[bytes_ / sizeof(CacheLine)]);
+    for (const auto& [place, offset] : asked_) *place = reinterpret_cast<char*>(memory_.get()) + offset;
   }
 
  private:
   struct alignas(64) CacheLine {
     char bytes[64];
   };
-  std::vector<std::unique_ptr<CacheLine[]>> parts_;
+  std::vector<std::pair<char**, int64_t>> asked_;
+  int64_t bytes_ = 0;
+  std::unique_ptr<CacheLine[]> memory_;
 };
-
-int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 Features features(int64_t parts, int64_t size) {
   return {parts, size, round_up(std::max<int64_t>(size, 1), 32 / parts)};
@@ -55,7 +62,7 @@ class Call {
  public:
   Call(const Tensor& passive, const Tensor& active, const Tensor& table, const std::vector<Tensor>& weights,
        const std::optional<Tensor>& pairs, bool passive_shared, bool active_shared, int64_t kind, double bias,
-       double eps, double clamp, bool shift_first)
+       double eps, double clamp, bool shift_first, bool for_backward)
       : table_(torch::stable::contiguous(table)), layers_((weights.size() - 5) / 2 + 2) {
     op.products = products_of(table, weights[0]);
     op.kind = static_cast<int>(kind);
@@ -83,30 +90,26 @@ class Call {
       layer.weight = matrix(weights[weight_index(n)]);
       layer.in = n == 0 ? features(1, passive.size(1)) : hidden;
       layer.out = n == last ? features(2, active.size(1)) : hidden;
-      if (n > 0) layer.bias = padded(weights[weight_index(n) + 1], layer.out);
+      const int64_t entries = places(layer.in) * places(layer.out);
+      scratch_.ask(layer.packed, entries * input_bytes());
+      if (for_backward) scratch_.ask(layer.transposed, entries * input_bytes());
+      if (n > 0) scratch_.ask(layer.bias, places(layer.out) * number_bytes());
     }
-    op.norm_shift = padded(weights[weights.size() - 4], hidden);
-    op.norm_scale = padded(weights[weights.size() - 3], hidden);
+    scratch_.ask(op.norm_shift, places(hidden) * number_bytes());
+    scratch_.ask(op.norm_scale, places(hidden) * number_bytes());
+    scratch_.allocate();
+    for (int n = 1; n <= last; ++n) pad(layers_[n].bias, weights[weight_index(n) + 1], layers_[n].out);
+    pad(op.norm_shift, weights[weights.size() - 4], hidden);
+    pad(op.norm_scale, weights[weights.size() - 3], hidden);
+    pack();
   }
+  Call(const Call&) = delete;  // its memory knows where it is
 
   // Of the weights' matrix of a layer; its bias comes after it.
   int64_t weight_index(int layer) const { return layer == 0 ? 0 : 2 * layer - 1 + (layer == op.layers - 1 ? 2 : 0); }
 
   int64_t number_bytes() const { return op.products == Products::in_double ? 8 : 4; }
   int64_t input_bytes() const { return op.products == Products::in_bfloat16 ? 2 : number_bytes(); }
-
-  void pack(bool for_backward) {
-    int64_t units = 0;
-    for (Linear& layer : layers_) {
-      layer.packed = scratch_.take(places(layer.out) * round_up(layer.in.size, 2) * input_bytes());
-      units += places(layer.out) / 32;
-      if (!for_backward) continue;
-      layer.transposed = scratch_.take(places(layer.in) * places(layer.out) * input_bytes());
-      units += places(layer.in) / 32;
-    }
-    const auto kernel = FASTFLOW_KERNEL(residual_coupling_pack);
-    torch::stable::parallel_for(0, units, 8, [&](int64_t first, int64_t end) { kernel(op, first, end); });
-  }
 
   // Rows that are worth a thread's start.
   int64_t rows_a_thread() const {
@@ -115,42 +118,47 @@ class Call {
     return 1 + (int64_t{1} << 20) / products;
   }
 
-  // The thread's memory for a tile.
-  ResidualCoupling of_thread(Scratch& scratch) const {
-    ResidualCoupling own = op;
+  // A thread's memory for a tile.
+  void ask_for_tile(ResidualCoupling& own, Scratch& scratch) const {
     const Features &in = op.layer[0].in, &hidden = op.layer[0].out, &out = op.layer[op.layers - 1].out;
-    own.distinct = scratch.take(tile_rows * row_pitch(in) * input_bytes());
-    own.h = scratch.take(tile_rows * row_pitch(hidden) * number_bytes());
-    own.made = scratch.take(tile_rows * std::max(row_pitch(hidden), row_pitch(out)) * number_bytes());
-    own.line = scratch.take(std::max(2 * out.pitch, places(in)) * number_bytes());
-    return own;
+    scratch.ask(own.distinct, tile_rows * row_pitch(in) * input_bytes());
+    scratch.ask(own.h, tile_rows * row_pitch(hidden) * number_bytes());
+    scratch.ask(own.made, tile_rows * std::max(row_pitch(hidden), row_pitch(out)) * number_bytes());
+    scratch.ask(own.line, std::max(2 * out.pitch, places(in)) * number_bytes());
   }
 
-  Activations activations(Scratch& scratch, int64_t capacity, int hidden_count) const {
-    return {nullptr, scratch.take(hidden_count * capacity * row_pitch(op.layer[0].out) * input_bytes()),
-            nullptr, nullptr, capacity, hidden_count};
+  void ask_for_hidden(Activations& all, Scratch& scratch, int64_t capacity, int count) const {
+    all.capacity = capacity;
+    all.hidden_count = count;
+    scratch.ask(all.hidden, count * capacity * row_pitch(op.layer[0].out) * input_bytes());
   }
 
-  Activations activations_and_grads(Scratch& scratch, int64_t capacity) const {
-    Activations all = activations(scratch, capacity, op.layers - 1);
-    all.grad_hidden = activations(scratch, capacity, op.layers - 1).hidden;
-    all.x = scratch.take(capacity * row_pitch(op.layer[0].in) * input_bytes());
-    all.grad_last = scratch.take(capacity * row_pitch(op.layer[op.layers - 1].out) * input_bytes());
-    return all;
+  void ask_for_all(Activations& all, Scratch& scratch, int64_t capacity) const {
+    ask_for_hidden(all, scratch, capacity, op.layers - 1);
+    scratch.ask(all.grad_hidden, all.hidden_count * capacity * row_pitch(op.layer[0].out) * input_bytes());
+    scratch.ask(all.x, capacity * row_pitch(op.layer[0].in) * input_bytes());
+    scratch.ask(all.grad_last, capacity * row_pitch(op.layer[op.layers - 1].out) * input_bytes());
   }
 
   ResidualCoupling op = {};
 
  private:
-  const void* padded(const Tensor& vector, const Features& features) {
-    char* const to = scratch_.take(places(features) * number_bytes());
+  void pack() {
+    int64_t units = 0;
+    for (const Linear& layer : layers_) {
+      units += places(layer.out) / 32 + (layer.transposed == nullptr ? 0 : places(layer.in) / 32);
+    }
+    const auto kernel = FASTFLOW_KERNEL(residual_coupling_pack);
+    torch::stable::parallel_for(0, units, 8, [&](int64_t first, int64_t end) { kernel(op, first, end); });
+  }
+
+  void pad(char* to, const Tensor& vector, const Features& features) const {
     std::fill_n(to, places(features) * number_bytes(), 0);
     const char* const from = static_cast<const char*>(vector.data_ptr());
     for (int64_t i = 0; i < vector.size(0); ++i) {
       const int64_t place = i / features.size * features.pitch + i % features.size;
       std::copy_n(from + i * vector.stride(0) * number_bytes(), number_bytes(), to + place * number_bytes());
     }
-    return to;
   }
 
   Tensor table_;
@@ -162,7 +170,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& passive, const Tensor& active, 
                                    const Tensor& table, std::vector<Tensor> weights, std::optional<Tensor> pairs,
                                    bool passive_shared, bool active_shared, int64_t kind, double bias, double eps,
                                    double clamp, bool shift_first) {
-  Call call(passive, active, table, weights, pairs, passive_shared, active_shared, kind, bias, eps, clamp, shift_first);
+  Call call(passive, active, table, weights, pairs, passive_shared, active_shared, kind, bias, eps, clamp, shift_first,
+            false);
   ResidualCoupling& op = call.op;
   const int32_t dtype = native_dtype(table);
   Tensor z = allocate({op.rows, active.size(1)}, dtype), total = allocate({op.rows}, dtype);
@@ -173,12 +182,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& passive, const Tensor& active, 
     op.log_det = log_det->data_ptr();
     op.log_det_stride = log_det->stride(0);
   }
-  call.pack(false);
   const auto kernel = FASTFLOW_KERNEL(residual_coupling);
   torch::stable::parallel_for(0, op.rows, call.rows_a_thread(), [&](int64_t first, int64_t last) {
     Scratch scratch;
-    ResidualCoupling own = call.of_thread(scratch);
-    own.tile = call.activations(scratch, tile_rows, 2);
+    ResidualCoupling own = op;
+    call.ask_for_tile(own, scratch);
+    call.ask_for_hidden(own.tile, scratch, tile_rows, 2);
+    scratch.allocate();
     kernel(own, first, last);
   });
   return {z, total};
@@ -197,7 +207,8 @@ void over_chunks(Call& call) {
   const int64_t tiles = std::max<int64_t>(1, chunk_bytes / (row_bytes * tile_rows));
   const int64_t capacity = std::min(tiles * tile_rows, round_up(op.rows, 2));
   Scratch scratch;
-  op.chunk = call.activations_and_grads(scratch, capacity);
+  call.ask_for_all(op.chunk, scratch, capacity);
+  scratch.allocate();
   const auto kernel = FASTFLOW_KERNEL(residual_coupling_backward);
   const auto weights_kernel = FASTFLOW_KERNEL(residual_coupling_weights);
   for (op.chunk_first = 0; op.chunk_first < op.rows; op.chunk_first += capacity) {
@@ -206,9 +217,11 @@ void over_chunks(Call& call) {
     // By two rows, which bfloat16 products take together.
     torch::stable::parallel_for(0, (op.chunk_rows + 1) / 2, call.rows_a_thread(), [&](int64_t first, int64_t last) {
       Scratch of_thread;
-      ResidualCoupling own = call.of_thread(of_thread);
-      const bool in_pairs = op.products == Products::in_bfloat16;
-      own.tile = in_pairs ? call.activations_and_grads(of_thread, tile_rows) : op.chunk;
+      ResidualCoupling own = op;
+      own.tile = op.chunk;
+      call.ask_for_tile(own, of_thread);
+      if (op.products == Products::in_bfloat16) call.ask_for_all(own.tile, of_thread, tile_rows);
+      of_thread.allocate();
       kernel(own, op.chunk_first + 2 * first, std::min(op.chunk_first + 2 * last, end));
     });
     torch::stable::parallel_for(0, units, 1 + call.rows_a_thread() * units / op.chunk_rows,
@@ -220,7 +233,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     const Tensor& passive, const Tensor& z, const Tensor& table, std::vector<Tensor> weights,
     std::optional<Tensor> pairs, bool passive_shared, int64_t kind, double bias, double eps, double clamp, bool shift_first, const Tensor& grad_z,
     const Tensor& grad_log_det) {
-  Call call(passive, z, table, weights, pairs, passive_shared, false, kind, bias, eps, clamp, shift_first);
+  Call call(passive, z, table, weights, pairs, passive_shared, false, kind, bias, eps, clamp, shift_first,
+            true);
   ResidualCoupling& op = call.op;
   const int32_t dtype = native_dtype(table);
   Tensor active = allocate(z.sizes(), dtype), grad_active = allocate(z.sizes(), dtype);
@@ -246,7 +260,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
       op.layer[n].grad = grads[call.weight_index(n)].data_ptr();
       if (n > 0) op.layer[n].grad_bias = grads[call.weight_index(n) + 1].data_ptr();
     }
-    call.pack(true);
     over_chunks(call);
   }
   return {active, grad_active, grad_passive, grad_table, grads};

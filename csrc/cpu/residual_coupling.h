@@ -23,9 +23,9 @@ static inline int64_t row_pitch(const Features& features) { return places(featur
 struct Linear {
   Operand weight;  // [out, in]
   Features in, out;
-  void *packed, *transposed;   // what the products of forward, and of backward, read
-  const void* bias;            // [places of out], zeros where there is none
-  void *grad, *grad_bias;      // backward; nullptr: no bias
+  char *packed, *transposed;  // what the products of forward, and of backward, read
+  char* bias;                 // [places of out]; nullptr: none, as in the first layer
+  void *grad, *grad_bias;     // backward
 };
 
 // The inputs of a network's layers, the first one's `x` and the hidden ones', each [capacity, row pitch]; in backward
@@ -46,7 +46,8 @@ struct ResidualCoupling {
   int64_t pairs_stride;
   int layers;  // the first, two for each block, the last
   Linear* layer;
-  const void *table, *norm_shift, *norm_scale;  // [classes, hidden], [places of hidden] each
+  const void* table;               // [classes, hidden]
+  char *norm_shift, *norm_scale;   // [places of hidden]
 
   Operand passive, active;                      // backward: `active` is z
   const void* log_det;                          // or grad_log_det; nullptr: zeros
@@ -58,8 +59,8 @@ struct ResidualCoupling {
 
   // Of a thread: numbers for a tile. `tile` is `chunk` where that holds activations as the products read them.
   Activations tile, chunk;
-  void *distinct, *h, *made;  // [tile_rows, row pitch], `made` of the hidden or the last features, whichever are more
-  void* line;                 // two rows of `active`, or one of `passive`
+  char *distinct, *h, *made;  // [tile_rows, row pitch], `made` of the hidden or the last features, whichever are more
+  char* line;                 // two rows of `active`, or one of `passive`
 };
 
 }  // namespace fastflow

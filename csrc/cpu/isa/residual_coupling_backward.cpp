@@ -19,7 +19,7 @@ void couple_back(const ResidualCoupling& op, const Results& results, const Resid
   for (int64_t r = 0; r < results.rows; ++r) {
     const int64_t result = results.first + r;
     const T* const z_row = dense_row<T>(op.active, result, size, op.line);
-    const T* const grad_row = dense_row<T>(op.grad_z, result, size, static_cast<T*>(op.line) + out.pitch);
+    const T* const grad_row = dense_row<T>(op.grad_z, result, size, reinterpret_cast<T*>(op.line) + out.pitch);
     const T *const scale = mlp.made(r), *const shift = scale + out.pitch;
     auto* const grad = mlp.grad(op.layers - 1) + r * row_pitch(out);
     T* const active = static_cast<T*>(op.active_out) + result * size;
@@ -191,7 +191,7 @@ class WeightGradients {
   // Where the rectifier lets anything through its output is (h - shift) scale, and `grads` has a factor of the scale.
   void add_norm(const Matrix<P>& outputs, const Matrix<P>& grads, int64_t size) const {
     for (int64_t i = 0; i < size; i += width<T>) {
-      const Vec<T> scale = load(static_cast<const T*>(op_.norm_scale) + i);
+      const Vec<T> scale = load(reinterpret_cast<const T*>(op_.norm_scale) + i);
       const Vec<T> of_shift = column_sums(grads, i, [](int64_t, Vec<T> v, int) { return v; });
       const Vec<T> of_scale = column_sums(grads, i, [&](int64_t fold, Vec<T> v, int n) {
         Vec<T> rows[P::fold];

@@ -59,7 +59,7 @@ class ResidualMlp {
   // `offset` is the place of the tile's first row in op.tile.
   ResidualMlp(const ResidualCoupling& op, int64_t offset)
       : op_(op), hidden_(op.layer[0].out), pitch_(row_pitch(hidden_)), columns_(places(hidden_)), offset_(offset),
-        h_(static_cast<T*>(op.h)), made_(static_cast<T*>(op.made)), made_pitch_(row_pitch(last().out)) {}
+        h_(reinterpret_cast<T*>(op.h)), made_(reinterpret_cast<T*>(op.made)), made_pitch_(row_pitch(last().out)) {}
 
   const Linear& last() const { return op_.layer[op_.layers - 1]; }
   Input* input(int layer) const {
@@ -102,7 +102,7 @@ class ResidualMlp {
     const int64_t rows = results.rows, pitch = pitch_;
     const int norm = op_.layers - 1;
     T* const h = h_;
-    const auto* const scale = static_cast<const T*>(op_.norm_scale);
+    const auto* const scale = reinterpret_cast<const T*>(op_.norm_scale);
     const Input* rectified = input(norm);
     Input* to = grad(norm - 1);
     multiply_back(norm, rows, [=](int64_t row, int64_t column, Vec<T> v) {
@@ -138,7 +138,7 @@ class ResidualMlp {
   Input* hidden(char* all, int index) const {
     return reinterpret_cast<Input*>(all) + (index * op_.tile.capacity + offset_) * pitch_;
   }
-  const T* bias(int layer) const { return static_cast<const T*>(op_.layer[layer].bias); }
+  const T* bias(int layer) const { return reinterpret_cast<const T*>(op_.layer[layer].bias); }
   static Vec<T> where_positive(const Input* rectified, Vec<T> v) { return P::read(rectified) > 0 ? v : Vec<T>{}; }
 
   template <class Finish>
@@ -167,14 +167,14 @@ class ResidualMlp {
   };
   Keep kept_for(int layer) const {
     if (layer < op_.layers - 1) return {h_, input(layer), nullptr, nullptr};
-    return {h_, input(layer), static_cast<const T*>(op_.norm_shift), static_cast<const T*>(op_.norm_scale)};
+    return {h_, input(layer), reinterpret_cast<const T*>(op_.norm_shift), reinterpret_cast<const T*>(op_.norm_scale)};
   }
 
   // A row that several results in turn have in common is multiplied once.
   void first_layer(const Results& results) const {
     const Linear& first = op_.layer[0];
     const int64_t pitch = row_pitch(first.in);
-    Input* const distinct = static_cast<Input*>(op_.distinct);
+    Input* const distinct = reinterpret_cast<Input*>(op_.distinct);
     int64_t place[tile_rows], count = 0;
     for (int64_t r = 0; r < results.rows; ++r) {
       const bool again = op_.passive_shared && r > 0 && results.row[r] == results.row[r - 1];
