@@ -1,4 +1,15 @@
 // residual_coupling and its backward for dispatch key CPU.
+//
+// Computed for a result, with H hidden features, R blocks, P passive and A active ones: M = 2 R H^2 + 2 A H multiply-
+// adds forward, and P H for each row of `passive`; three times as many backward, where forward is computed again on top
+// of the two products of a gradient. One Zen 4 core does 16 in a cycle in float, 32 of bfloat16 (vdpbf16ps). Moved
+// beyond the L2: for a tile of 112 results the weights, packed in each call (4 M bytes, 8 M backward), and 4 (P + 2 A)
+// bytes a result. So the multiply-adds decide: at H = 256, R = 4, P = A = 98 the floor is 10 us a result and core, 5 us
+// in bfloat16. Measured on one Zen 4 core of a busy machine, 2560 results of 10 classes, processor time: forward 28.9
+// ms, 102 GFLOP/s of the 115 that the inner loop does by itself, in bfloat16 14.8 ms; backward 101 and 52 ms.
+//
+// Scratch: the packed weights; forward a tile's activations for each thread, 0.6 MB at H = 256; backward `chunk_bytes`
+// of activations and gradients, whatever the number of results.
 #include "residual_coupling.h"
 
 #include <torch/headeronly/util/Exception.h>
@@ -170,8 +181,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& passive, const Tensor& active, 
                                    const Tensor& table, std::vector<Tensor> weights, std::optional<Tensor> pairs,
                                    bool passive_shared, bool active_shared, int64_t kind, double bias, double eps,
                                    double clamp, bool shift_first) {
-  Call call(passive, active, table, weights, pairs, passive_shared, active_shared, kind, bias, eps, clamp, shift_first,
-            false);
+  Call call(passive, active, table, weights, pairs, passive_shared, active_shared, kind, bias, eps, clamp,
+            shift_first, false);
   ResidualCoupling& op = call.op;
   const int32_t dtype = native_dtype(table);
   Tensor z = allocate({op.rows, active.size(1)}, dtype), total = allocate({op.rows}, dtype);
@@ -231,10 +242,9 @@ void over_chunks(Call& call) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     const Tensor& passive, const Tensor& z, const Tensor& table, std::vector<Tensor> weights,
-    std::optional<Tensor> pairs, bool passive_shared, int64_t kind, double bias, double eps, double clamp, bool shift_first, const Tensor& grad_z,
-    const Tensor& grad_log_det) {
-  Call call(passive, z, table, weights, pairs, passive_shared, false, kind, bias, eps, clamp, shift_first,
-            true);
+    std::optional<Tensor> pairs, bool passive_shared, int64_t kind, double bias, double eps, double clamp,
+    bool shift_first, const Tensor& grad_z, const Tensor& grad_log_det) {
+  Call call(passive, z, table, weights, pairs, passive_shared, false, kind, bias, eps, clamp, shift_first, true);
   ResidualCoupling& op = call.op;
   const int32_t dtype = native_dtype(table);
   Tensor active = allocate(z.sizes(), dtype), grad_active = allocate(z.sizes(), dtype);

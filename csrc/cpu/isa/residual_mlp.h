@@ -40,8 +40,8 @@ struct Results {
   }
 };
 
-// Calls run(first, rows) for parts of the results, at most a tile each and about as large as each other. All but the last
-// have an even number of rows.
+// Calls run(first, rows) for parts of the results, at most a tile each and about as large as each other. All but the
+// last have an even number of rows.
 template <class Run>
 void in_tiles(int64_t first, int64_t last, Run run) {
   const int64_t tiles = (last - first + tile_rows - 1) / tile_rows;
