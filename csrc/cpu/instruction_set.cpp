@@ -40,6 +40,14 @@ InstructionSet instruction_set() {
   return chosen;
 }
 
+bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  return instruction_set() == InstructionSet::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace fastflow
 
 // Read by `fastflow doctor` through ctypes; "" when FASTFLOW_CPU_ISA asks for what is not there.

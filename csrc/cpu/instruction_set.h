@@ -9,4 +9,7 @@ enum class InstructionSet { baseline, avx2, avx512 };
 // Throws if FASTFLOW_CPU_ISA is unknown or above what the CPU has.
 InstructionSet instruction_set();
 
+// Whether there are instructions for dot products of bfloat16 beside that level, which is AVX-512 then.
+bool multiplies_bfloat16();
+
 }  // namespace fastflow

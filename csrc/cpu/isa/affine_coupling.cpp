@@ -104,31 +104,14 @@ Kernels<T> kernels_of(bool inverse) {
 
 template <class T>
 Kernels<T> kernels(const AffineCoupling& c) {
-  switch (c.kind) {
-    case 1: return kernels_of<T, Exp>(c.inverse);
-    case 2: return c.eps == 0 ? kernels_of<T, Sigmoid>(c.inverse) : kernels_of<T, SigmoidPlusEps>(c.inverse);
-    case 3: return kernels_of<T, SoftplusPlusEps>(c.inverse);
-    case 4:  // without a gain it is a clamp of 1
-      return c.operand[GAIN].data == nullptr ? kernels_of<T, ClampTanh>(c.inverse) : kernels_of<T, GainTanh>(c.inverse);
-    case 5: return kernels_of<T, ClampAtan>(c.inverse);
-    case 6: return kernels_of<T, ClampTanh>(c.inverse);
-    case 7: return kernels_of<T, ClampSigmoid>(c.inverse);
-    case 8: return kernels_of<T, SoftClip>(c.inverse);
-    default: return kernels_of<T, Additive>(c.inverse);
-  }
-}
-
-template <class T>
-Settings<T> settings(const AffineCoupling& c) {
-  // Eight factors of sigmoid + eps, or eight 1 + f with f <= 1, stay inside the range of a float; softplus is unbounded.
-  const bool bounded = c.kind != 3 && (c.eps == 0 || (c.eps > 0x1p-14 && c.eps < 0x1p14));
-  return {static_cast<T>(c.bias), static_cast<T>(c.eps), static_cast<T>(c.clamp), bounded ? 8 : 1};
+  const bool has_gain = c.operand[GAIN].data != nullptr;
+  return with_scale_map(c.kind, c.eps, has_gain, [&](auto map) { return kernels_of<T, decltype(map)>(c.inverse); });
 }
 
 template <class T>
 void forward(const AffineCoupling& c, int64_t first_row, int64_t last_row) {
   const Kernels<T> run = kernels<T>(c);
-  const Settings<T> k = settings<T>(c);
+  const Settings<T> k = settings<T>(c.kind, c.bias, c.eps, c.clamp);
   forward_blocks<T>(
       c, first_row, last_row,
       [&](const Tile<T>& tile, LogDet<T>* totals) { run.forward(tile, k, c.shift_first, totals); }, run.finish);
@@ -137,7 +120,7 @@ void forward(const AffineCoupling& c, int64_t first_row, int64_t last_row) {
 template <class T>
 void backward(const AffineCoupling& c, int64_t first_row, int64_t last_row) {
   const Kernels<T> run = kernels<T>(c);
-  const Settings<T> k = settings<T>(c);
+  const Settings<T> k = settings<T>(c.kind, c.bias, c.eps, c.clamp);
   backward_blocks<T>(c, first_row, last_row, [&](const Tile<T>& tile, const Vec<T>* h) {
     run.backward(tile, k, c.shift_first, c.from_input, h);
   });

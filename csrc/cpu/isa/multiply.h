@@ -27,7 +27,7 @@ FASTFLOW_INLINE void multiply(Vec<T> (&sum)[rows][vectors], int64_t depth, A a, 
     Vec<T> right[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) right[v] = b(k, v);
-#pragma GCC unroll 12
+#pragma GCC unroll 14
     for (int m = 0; m < rows; ++m) {
       const Vec<T> left = splat<T>(a(m, k));
 #pragma GCC unroll 4

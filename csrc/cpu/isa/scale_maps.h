@@ -139,4 +139,27 @@ struct SoftClip : LogMap {
   }
 };
 
+// visit(map) for an index of fastflow.ops.scale_map.KINDS.
+template <class Visit>
+auto with_scale_map(int kind, double eps, bool has_gain, Visit visit) {
+  switch (kind) {
+    case 1: return visit(Exp{});
+    case 2: return eps == 0 ? visit(Sigmoid{}) : visit(SigmoidPlusEps{});
+    case 3: return visit(SoftplusPlusEps{});
+    case 4: return has_gain ? visit(GainTanh{}) : visit(ClampTanh{});  // without a gain it is a clamp of 1
+    case 5: return visit(ClampAtan{});
+    case 6: return visit(ClampTanh{});
+    case 7: return visit(ClampSigmoid{});
+    case 8: return visit(SoftClip{});
+    default: return visit(Additive{});
+  }
+}
+
+template <class T>
+Settings<T> settings(int kind, double bias, double eps, double clamp) {
+  // Eight factors of sigmoid + eps, or eight 1 + f with f <= 1, stay inside the range of a float; softplus is unbounded.
+  const bool bounded = kind != 3 && (eps == 0 || (eps > 0x1p-14 && eps < 0x1p14));
+  return {static_cast<T>(bias), static_cast<T>(eps), static_cast<T>(clamp), bounded ? 8 : 1};
+}
+
 }  // namespace fastflow::FASTFLOW_ISA

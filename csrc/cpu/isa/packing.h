@@ -1,0 +1,106 @@
+// Weights' matrices as the products of products.h read them.
+#pragma once
+
+#include "products.h"
+
+namespace fastflow::FASTFLOW_ISA {
+
+// Of `count` numbers, which may be fewer than a vector, or none.
+template <class T>
+FASTFLOW_INLINE Vec<T> load_part(const T* from, int64_t count) {
+  if (count >= width<T>) return load(from);
+  return count > 0 ? load(from, static_cast<int>(count)) : Vec<T>{};
+}
+
+// A square block of as many vectors as they have lanes. Each round moves the lowest bit of a number's place to the top.
+template <class T>
+FASTFLOW_INLINE void transpose(Vec<T> (&rows)[width<T>]) {
+  constexpr std::make_integer_sequence<int, width<T>> lanes;
+#pragma GCC unroll 4
+  for (int round = 1; round < width<T>; round *= 2) {
+    Vec<T> even_first[width<T>];
+#pragma GCC unroll 8
+    for (int i = 0; i < width<T> / 2; ++i) {
+      const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1], lanes);
+      even_first[i] = joined.even;
+      even_first[i + width<T> / 2] = joined.odd;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width<T>; ++i) rows[i] = even_first[i];
+  }
+}
+
+// The number of the matrix's row, or column, at this place; -1 for one that only fills.
+inline int64_t feature_at(const Features& features, int64_t place) {
+  const int64_t index = place % features.pitch;
+  return index < features.size ? place / features.pitch * features.size + index : -1;
+}
+
+// A matrix, or its transpose: what it makes outputs of inputs.
+struct Packing {
+  const char* weight;
+  Features outputs, inputs;
+  int64_t output_stride, input_stride;
+  void* packed;
+};
+
+template <class P>
+class Panel {
+  using T = typename P::T;
+  using Input = typename P::Input;
+  using Weight = typename P::Weight;
+  // What a multiplication takes of an output's weights has the bits of a lane.
+  static constexpr bool in_lanes = sizeof(Weight) * P::fold == sizeof(T);
+
+ public:
+  Panel(const Packing& packing, int64_t first) : of_(packing), inputs_(depth<P>(packing.inputs)) {
+    to_ = static_cast<Input*>(packing.packed) + first * inputs_;
+    for (int64_t n = 0; n < panel<T>; ++n) {
+      const int64_t output = feature_at(packing.outputs, first + n);
+      const auto* const weight = reinterpret_cast<const Weight*>(packing.weight);
+      from_[n] = output < 0 ? nullptr : weight + output * packing.output_stride;
+    }
+  }
+
+  void pack() const {
+    int64_t k = 0;
+    if constexpr (in_lanes) {
+      if (of_.input_stride == 1 && of_.inputs.parts == 1) k = by_transposition();
+    }
+    for (; k < inputs_; ++k) {
+      const int64_t input = feature_at(of_.inputs, k);
+      Input* const to = to_ + k / P::fold * P::fold * panel<T> + k % P::fold;
+      for (int64_t n = 0; n < panel<T>; ++n) {
+        const bool fills = input < 0 || from_[n] == nullptr;
+        to[n * P::fold] = fills ? Input{} : P::pack(from_[n][input * of_.input_stride]);
+      }
+    }
+  }
+
+ private:
+  // The number of inputs done.
+  int64_t by_transposition() const {
+    const int64_t lanes = of_.inputs.size / P::fold;
+    for (int64_t lane = 0; lane < lanes; lane += width<T>) {
+      for (int64_t half = 0; half < panel<T>; half += width<T>) {
+        Vec<T> block[width<T>];
+        for (int64_t n = 0; n < width<T>; ++n) {
+          const Weight* const from = from_[half + n];
+          block[n] = from == nullptr ? Vec<T>{}
+                                     : load_part(reinterpret_cast<const T*>(from + lane * P::fold), lanes - lane);
+        }
+        transpose<T>(block);
+        T* const to = reinterpret_cast<T*>(to_) + lane * panel<T> + half;
+        for (int64_t n = 0; n < width<T> && n < lanes - lane; ++n) store(to + n * panel<T>, block[n]);
+      }
+    }
+    return lanes * P::fold;
+  }
+
+  const Packing& of_;
+  const int64_t inputs_;
+  Input* to_;
+  const Weight* from_[panel<T>];
+};
+
+}  // namespace fastflow::FASTFLOW_ISA
