@@ -64,7 +64,7 @@ struct OuterProduct {
 
   FASTFLOW_HOST_DEVICE void fetch(int stage, int64_t first) const {
     char* const to = shared + stage * 2 * operand_bytes;
-    for (int at = block.thread(); at < stage_rows * row_chunks; at += threads) {
+    for (int at = block.thread(); first < end && at < stage_rows * row_chunks; at += threads) {
       const int row = at / row_chunks, chunk = at % row_chunks;
       const int n = first_n + chunk * chunk_elements, k = first_k + chunk * chunk_elements;
       const bool n_there = first + row < end && n < job.delta_row, k_there = first + row < end && k < job.input_row;
