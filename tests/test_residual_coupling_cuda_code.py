@@ -76,7 +76,8 @@ def _forward(host, passive, active, log_det, table, weights, pairs, passive_shar
     problem.active_shared, problem.active, problem.log_det = active_shared, _view(active), _view(log_det)
     problem.z, problem.log_det_out = z.data_ptr(), log_det_out.data_ptr()
     bf16 = weights[0].dtype == torch.bfloat16
-    host.forward(ctypes.byref(problem), _matrices(weights), ctypes.c_bool(bf16), ctypes.c_int64(passive.shape[0]))
+    host.forward(ctypes.byref(problem), _matrices(weights), ctypes.c_bool(bf16), ctypes.c_int64(processors),
+                 ctypes.c_int64(passive.shape[0]))
     return z, log_det_out
 
 
@@ -90,7 +91,8 @@ def _backward(host, passive, z, table, weights, pairs, passive_shared, *settings
     problem.active_out, problem.grad_active = active.data_ptr(), grad_active.data_ptr()
     problem.grad_passive = grad_passive.data_ptr()
     bf16 = weights[0].dtype == torch.bfloat16
-    host.backward(ctypes.byref(problem), _matrices(weights), ctypes.c_bool(bf16), ctypes.c_void_p(grad_table.data_ptr()),
+    host.backward(ctypes.byref(problem), _matrices(weights), ctypes.c_bool(bf16), ctypes.c_int64(processors),
+                  ctypes.c_void_p(grad_table.data_ptr()),
                   (ctypes.c_void_p * len(grads))(*(grad.data_ptr() for grad in grads)))
     return active, grad_active, grad_passive, grad_table, grads
 

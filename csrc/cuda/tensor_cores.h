@@ -7,6 +7,8 @@ namespace fastflow {
 
 struct TensorCoreBlock {
   __device__ int64_t index() const { return blockIdx.x; }
+  __device__ int index_y() const { return blockIdx.y; }
+  __device__ int index_z() const { return blockIdx.z; }
   // Read anew each time, so that nothing that follows from it stays in registers from one use to the next.
   __device__ int thread() const {
     int thread;

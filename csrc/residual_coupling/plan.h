@@ -13,21 +13,21 @@ namespace fastflow::residual_coupling {
 
 constexpr int64_t most_chunk_rows = 16384;
 constexpr int64_t most_workspace_bytes = 256 << 20;
-constexpr int64_t blocks_that_fill_a_device = 128;
 
 struct Matrix {
   const void* data;
   int64_t row, column;  // strides; a vector has rows only
 };
 
-// Calls f with the shape of the tiles for so many results: rows of 64 to 96 where they fill the device, else the least.
-// A result's bits do not depend on it.
+// Calls f with the shape of the tiles for so many results. Short tiles read the weights more often and give a device of
+// `processors` more blocks: they serve where all run at once. A result's bits do not depend on the shape.
 template <class Element, class F>
-void with_shape(int hidden, int64_t count, F f) {
+void with_shape(int hidden, int64_t count, int64_t processors, F f) {
   constexpr int m_tiles = sizeof(Element) == 2 ? 3 : 2;
+  using Short = Shape<Element, 1, 4>;
   if (hidden > 256) return f(Shape<Element, m_tiles, 8>());
-  if (count > blocks_that_fill_a_device * Shape<Element, m_tiles, 4>::rows) return f(Shape<Element, m_tiles, 4>());
-  f(Shape<Element, 1, 4>());
+  if (ceil_div(count, Short::rows) > processors) return f(Shape<Element, m_tiles, 4>());
+  f(Short());
 }
 
 template <class Element, class Launch>
@@ -103,7 +103,7 @@ struct Plan {
 
   // `rows`: of passive.
   void forward(int64_t rows) {
-    with_shape<Element>(s.hidden, p.count, [&](auto shape) {
+    with_shape<Element>(s.hidden, p.count, launch.processors(), [&](auto shape) {
       using Shape = decltype(shape);
       pack<Shape>(false);
       if (p.passive_shared && rows < p.count) {
@@ -128,7 +128,7 @@ struct Plan {
 
   // grad_table [K, H] and grads, contiguous.
   void backward(float* grad_table, float* const* grads) {
-    with_shape<Element>(s.hidden, p.count, [&](auto shape) {
+    with_shape<Element>(s.hidden, p.count, launch.processors(), [&](auto shape) {
       using Shape = decltype(shape);
       pack<Shape>(true);
       const auto one = Workspace<Element>::of(s, 1, 1, nullptr);

@@ -10,9 +10,12 @@ using fastflow::testing::Machine;
 namespace {
 
 struct HostLaunch {
+  int64_t processor_count;
   Machine machine{threads};
   std::vector<std::unique_ptr<char[]>> scratch;
   alignas(16) char shared[168 << 10];
+
+  int64_t processors() const { return processor_count; }
 
   void* bytes(int64_t count) {
     scratch.emplace_back(new char[count + 16]);
@@ -35,12 +38,10 @@ struct HostLaunch {
   template <class Element>
   void pack(const PackJobs& jobs, int64_t blocks, int count) {
     for (int j = 0; j < count; ++j) {
-      for (int64_t i = 0; i < blocks * threads; ++i) residual_coupling_pack<Element>(jobs, j, i);
+      for (int64_t i = 0; i < blocks * threads; ++i) {
+        fastflow::residual_coupling::pack<Element>(jobs.job[j], jobs.width, i);
+      }
     }
-  }
-  template <class Element>
-  static void residual_coupling_pack(const PackJobs& jobs, int j, int64_t i) {
-    fastflow::residual_coupling::pack<Element>(jobs.job[j], jobs.width, i);
   }
   template <class Shape>
   void first_layer(const Problem& p, float* to, int64_t blocks) {
@@ -78,8 +79,8 @@ struct HostLaunch {
 
 }  // namespace
 
-extern "C" void forward(const Problem* p, const Matrix* weights, bool bf16, int64_t rows) {
-  const auto launch = std::make_unique<HostLaunch>();
+extern "C" void forward(const Problem* p, const Matrix* weights, bool bf16, int64_t processors, int64_t rows) {
+  const auto launch = std::make_unique<HostLaunch>(HostLaunch{processors});
   if (bf16) {
     Plan<Bf16, HostLaunch>{*launch, *p, weights}.forward(rows);
   } else {
@@ -87,8 +88,9 @@ extern "C" void forward(const Problem* p, const Matrix* weights, bool bf16, int6
   }
 }
 
-extern "C" void backward(const Problem* p, const Matrix* weights, bool bf16, float* grad_table, float* const* grads) {
-  const auto launch = std::make_unique<HostLaunch>();
+extern "C" void backward(const Problem* p, const Matrix* weights, bool bf16, int64_t processors, float* grad_table,
+                         float* const* grads) {
+  const auto launch = std::make_unique<HostLaunch>(HostLaunch{processors});
   if (bf16) {
     Plan<Bf16, HostLaunch>{*launch, *p, weights}.backward(grad_table, grads);
   } else {
