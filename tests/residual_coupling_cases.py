@@ -1,4 +1,4 @@
-"""Operands of residual_coupling: ragged widths and rows, strides, pairs in any order; and what its kernels must give."""
+"""Operands of residual_coupling, ragged, strided, pairs in any order; and what its kernels must give."""
 
 from dataclasses import dataclass
 
@@ -45,8 +45,8 @@ class Case:
         def random(*shape, scale=1.0):
             return (scale * torch.randn(*shape, generator=made)).to(device)
 
-        def matrix(out, inputs):
-            return random(inputs, out, scale=inputs**-0.5).to(self.dtype).T
+        def matrix(out, inputs, scale=1.0):
+            return random(inputs, out, scale=scale * inputs**-0.5).to(self.dtype).T
 
         width, results = self.passive + self.active, self.results
         passive = random(self.rows if self.passive_shared else results, width)[:, : self.passive]
@@ -55,8 +55,8 @@ class Case:
         for _ in range(self.blocks):
             weights += [matrix(self.hidden, self.hidden), random(self.hidden), matrix(self.hidden, self.hidden),
                         random(self.hidden)]
-        weights += [random(self.hidden), random(self.hidden), matrix(2 * self.active, self.hidden),
-                    random(2 * self.active)]
+        weights += [random(self.hidden), random(self.hidden), matrix(2 * self.active, self.hidden, 0.3),
+                    random(2 * self.active, scale=0.3)]
         log_det = random(results) if self.log_det else None
         table = random(self.classes, self.hidden)
         pairs = None
@@ -66,9 +66,9 @@ class Case:
                 *self.settings)
 
     def backward_operands(self, device: str = "cpu") -> tuple:
-        passive, active, log_det, table, weights, pairs, passive_shared, active_shared, *settings = self.operands(device)
-        cpu = self.operands()
-        z = reference(*double(cpu))[0].float().to(device)
+        """The arguments of the op's backward."""
+        passive, _, _, table, weights, pairs, passive_shared, _, *settings = self.operands(device)
+        z = reference(*double(self.operands()))[0].float().to(device)
         made = torch.Generator().manual_seed(1)
         grad_z = torch.randn(self.active, self.results, generator=made).to(device).T
         grad_log_det = torch.randn(1, generator=made).to(device).expand(self.results)
@@ -91,9 +91,10 @@ def flat(results: tuple) -> list[Tensor]:
     return [tensor for value in results for tensor in (value if isinstance(value, list) else [value])]
 
 
-def names(case: Case) -> list[str]:
+def _names(case: Case) -> list[str]:
     blocks = [f"{name} of block {b}" for b in range(case.blocks) for name in ("W1", "b1", "W2", "b2")]
-    return ["active", "grad_active", "grad_passive", "grad_table", "W0", *blocks, "norm_shift", "norm_scale", "W3", "b3"]
+    return ["active", "grad_active", "grad_passive", "grad_table", "W0", *blocks, "norm_shift", "norm_scale", "W3",
+            "b3"]
 
 
 def assert_forward(case: Case, found: tuple, operands: tuple) -> None:
@@ -104,5 +105,5 @@ def assert_forward(case: Case, found: tuple, operands: tuple) -> None:
 
 def assert_backward(case: Case, found: tuple, operands: tuple) -> None:
     truth, eager = backward_reference(*double(operands)), backward_reference(*operands)
-    for name, *values in zip(names(case), flat(found), flat(eager), flat(truth), strict=True):
+    for name, *values in zip(_names(case), flat(found), flat(eager), flat(truth), strict=True):
         assert_three_way(*(value.cpu() for value in values), dtype=case.dtype, name=name)

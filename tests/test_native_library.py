@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cuda_code import ARCHITECTURES, cuobjdump, kernels
 from needs import require
 from oracles import assert_three_way
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -94,31 +95,32 @@ def test_code_of_one_instruction_set_cannot_stand_in_for_that_of_another():
         assert [name for name in weak if f"fastflow::{own}::" not in name] == []
 
 
-def _resource_usage() -> str:
-    require("nvcc")
-    require("triton")
-    import triton
-
-    assert _library.build_info()["cuda"], "the library was built without nvcc: make native"
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return _output(tool, "--dump-resource-usage", LIBRARY)
-
-
 def test_cuda_code_is_there_for_every_architecture():
-    usage = _resource_usage()
+    usage = cuobjdump("--dump-resource-usage")
     sources = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
-    assert re.findall(r"elf code:\n=+\narch = (\w+)", usage) == ["sm_80", "sm_90a", "sm_100"] * sources
+    assert re.findall(r"elf code:\n=+\narch = (\w+)", usage) == [*ARCHITECTURES] * sources
     assert re.findall(r"ptx code:\n=+\narch = (\w+)", usage) == ["sm_100"] * sources
 
 
-def test_cuda_kernels_use_no_stack_and_few_registers():
-    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _resource_usage())
-    assert len(kernels) == 9  # gaussian_class_scores for two dtypes and invert, on three architectures
-    for name, registers, stack, shared, local in kernels:
-        assert (int(stack), int(local)) == (0, 0), f"{name} spills"
-        one_block = "invert" in name
-        assert int(registers) <= (64 if one_block else 48), f"{name}: five blocks of 256 threads no longer fit"
-        assert int(shared) <= (36 if one_block else 16) * 1024, name
+# {part of a kernel's name: kernels an architecture has, registers, shared memory in KB}, but for those of files with a
+# test of their own.
+BUDGETS = {"gaussian_class_scores_kernel": (2, 48, 16), "invert_kernel": (1, 64, 36)}
+ELSEWHERE = ("residual_coupling_",)
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_cuda_kernels_use_no_stack_and_few_registers(name):
+    count, registers, shared = BUDGETS[name]
+    found = kernels(name)
+    assert len(found) == count * len(ARCHITECTURES)
+    for kernel in found:
+        assert (kernel.stack, kernel.local) == (0, 0), f"{kernel} spills"
+        assert kernel.registers <= registers, kernel
+        assert kernel.shared <= shared * 1024, kernel
+
+
+def test_every_cuda_kernel_has_a_budget():
+    assert [kernel for kernel in kernels("") if not any(name in kernel.name for name in (*BUDGETS, *ELSEWHERE))] == []
 
 
 @pytest.mark.skipif(shutil.which("g++-11") is None, reason="g++ 11, the oldest that serves, is not installed here")

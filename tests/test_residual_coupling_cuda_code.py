@@ -1,17 +1,22 @@
-"""The CUDA C++ kernels of residual_coupling without a device: run on the host, thread by thread, tensor cores and all."""
+"""The CUDA C++ kernels of residual_coupling without a device: on the host, thread by thread, and their machine code."""
 
 import ctypes
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from cuda_code import ARCHITECTURES, instructions, kernels
 from needs import require
-from residual_coupling_cases import Case, assert_backward, assert_forward
+from residual_coupling_cases import Case, assert_backward, assert_forward, flat
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastflow
+from fastflow.ops.residual_coupling import backward_op, forward_op
+from fastflow.ops.scale_map import KINDS
 
 ROOT = Path(fastflow.__file__).resolve().parent.parent
 
@@ -69,7 +74,8 @@ def host(tmp_path_factory) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _forward(host, passive, active, log_det, table, weights, pairs, passive_shared, active_shared, *settings):
+def _forward(host, processors, passive, active, log_det, table, weights, pairs, passive_shared, active_shared,
+             *settings):
     count = pairs.shape[0] if pairs is not None else passive.shape[0] * (table.shape[0] if passive_shared else 1)
     z, log_det_out = torch.empty(count, active.shape[1]), torch.empty(count)
     problem = _problem(passive, table, weights, pairs, passive_shared, count, active.shape[1], settings)
@@ -81,7 +87,7 @@ def _forward(host, passive, active, log_det, table, weights, pairs, passive_shar
     return z, log_det_out
 
 
-def _backward(host, passive, z, table, weights, pairs, passive_shared, *settings_and_grads):
+def _backward(host, processors, passive, z, table, weights, pairs, passive_shared, *settings_and_grads):
     *settings, grad_z, grad_log_det = settings_and_grads
     problem = _problem(passive, table, weights, pairs, passive_shared, z.shape[0], z.shape[1], settings)
     problem.given_z, problem.grad_z, problem.grad_log_det = _view(z), _view(grad_z), _view(grad_log_det)
@@ -97,19 +103,142 @@ def _backward(host, passive, z, table, weights, pairs, passive_shared, *settings
     return active, grad_active, grad_passive, grad_table, grads
 
 
+def _short_and_tall(*cases: Case) -> list:
+    """With a device of so many processors that a short tile serves, and of none."""
+    return [pytest.param(case, processors, id=f"{case} {name}") for case in cases
+            for processors, name in ((1000, "short"), (0, "tall"))]
+
+
 CASES = [
-    Case(7, 5, 13, 11, 48, 1, passive_shared=True, active_shared=True),
-    Case(7, 5, 13, 11, 48, 1, torch.bfloat16, passive_shared=True, active_shared=True),
+    *_short_and_tall(
+        Case(21, 5, 13, 11, 48, 1, passive_shared=True, active_shared=True),
+        Case(21, 5, 13, 11, 48, 1, torch.bfloat16, passive_shared=True, active_shared=True)),
+    # Every pair, nothing shared; one class; widths of SCNF's head.
+    *(pytest.param(Case(33, 1, 98, 98, 256, 1, dtype, log_det=False, shift_first=False), 1000, id=f"wide {dtype}")
+      for dtype in (torch.float32, torch.bfloat16)),
+    # Pairs in any order, some twice, fewer than rows, which the first layer then follows.
+    pytest.param(Case(50, 3, 5, 4, 20, 0, pairs=37, passive_shared=True), 1000, id="pairs"),
+    pytest.param(Case(9, 4, 5, 4, 20, 2, torch.bfloat16, pairs=30, passive_shared=True, active_shared=True), 1000,
+                 id="pairs bf16"),
+    # More inputs than the shared memory holds, more outputs than a pass makes, more columns than four warps.
+    pytest.param(Case(3, 2, 300, 260, 33, 1), 1000, id="passes"),
+    pytest.param(Case(3, 2, 300, 260, 33, 1, torch.bfloat16, passive_shared=True), 1000, id="passes bf16"),
+    pytest.param(Case(5, 3, 30, 7, 272, 1), 1000, id="hidden"),
+    pytest.param(Case(17, 3, 30, 7, 512, 1, torch.bfloat16), 1000, id="hidden bf16"),
+    *(pytest.param(Case(20, 2, 3, 5, 7, 1, kind=kind, shift_first=first), 1000, id=f"{kind} {first}")
+      for kind in KINDS if kind != "additive" for first in (True, False)),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward(host, case):
+@pytest.mark.parametrize(("case", "processors"), CASES)
+def test_forward(host, case, processors):
     operands = case.operands()
-    assert_forward(case, _forward(host, *operands), operands)
+    assert_forward(case, _forward(host, processors, *operands), operands)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_backward(host, case):
+@pytest.mark.parametrize(("case", "processors"), CASES)
+def test_backward(host, case, processors):
     operands = case.backward_operands()
-    assert_backward(case, _backward(host, *operands), operands)
+    assert_backward(case, _backward(host, processors, *operands), operands)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_several_splits_and_chunks(host, dtype):
+    """Float32: two chunks; bfloat16: two splits of rows."""
+    case = Case(1040, 3, 3, 2, 8, 0, dtype, pairs=1040)
+    operands = case.backward_operands()
+    assert_backward(case, _backward(host, 1000, *operands), operands)
+
+
+def test_bits_do_not_depend_on_the_tile(host):
+    operands = Case(21, 5, 13, 11, 48, 1, passive_shared=True, active_shared=True).backward_operands()
+    short, tall = (flat(_backward(host, processors, *operands)) for processors in (1000, 0))
+    assert all(torch.equal(one, other) for one, other in zip(short, tall, strict=True))
+
+
+def test_results_do_not_depend_on_other_pairs(host):
+    """Not a NaN of theirs either."""
+    case = Case(21, 5, 13, 11, 48, 1, torch.bfloat16)
+    operands = case.operands()
+    alone = _forward(host, 1000, *operands)
+    operands[0][3] = torch.nan
+    beside = _forward(host, 1000, *operands)
+    others = torch.arange(case.results) != 3
+    assert all(torch.equal(one[others], other[others]) for one, other in zip(alone, beside, strict=True))
+    assert beside[0][3].isnan().all()
+
+
+def _tf32(x: np.ndarray) -> np.ndarray:
+    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def _toward_zero(sums: np.ndarray) -> np.ndarray:
+    nearest = sums.astype(np.float32)
+    return np.where(abs(nearest.astype(float)) > abs(sums), np.nextafter(nearest, np.float32(0)), nearest)
+
+
+@pytest.mark.parametrize("depth", [32, 256, 512])
+def test_three_products_of_tf32_round_like_float32(depth):
+    """As `multiply_add` has it: what a tensor core adds up, eight terms, goes on in float32. Its own sums of all terms,
+    rounded toward zero, would not do."""
+    random = np.random.default_rng(0)
+    a = np.maximum(random.standard_normal((128, depth)), 0).astype(np.float32)
+    b = (random.standard_normal((depth, 128)) / depth**0.5).astype(np.float32)
+    truth, eager = a.astype(float) @ b, (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    parts = [(a - _tf32(a), _tf32(b)), (_tf32(a), b - _tf32(b)), (_tf32(a), _tf32(b))]
+    kept, left = np.zeros_like(eager), np.zeros_like(eager)
+    for k in range(0, depth, 8):
+        part = np.zeros_like(eager)
+        for one, other in parts:
+            product = one[:, k : k + 8].astype(float) @ other[k : k + 8]
+            part, left = _toward_zero(part + product), _toward_zero(left + product)
+        kept += part
+    error, own, worse = (np.sqrt(((found - truth) ** 2).mean()) for found in (kept, eager, left))
+    assert error <= 2 * own
+    assert worse >= 2 * error
+
+
+# Kernels an architecture has, of the widest two types: none spills, and one block or two of 256 threads fit. Dynamic
+# shared memory is asserted where it is laid out.
+BUDGETS = {
+    "pack": (4, 32), "first_layer": (6, 255), "forward": (6, 255), "backward": (6, 255), "column_sums": (2, 48),
+    "class_sums": (2, 48), "reduce": (1, 40), "productsINS": (1, 128), "productsIf": (1, 255),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_machine_code_does_not_spill(name):
+    count, registers = BUDGETS[name]
+    found = kernels(f"residual_coupling_{name}")
+    assert [sum(kernel.architecture == each for kernel in found) for each in ARCHITECTURES] == [count] * 3
+    for kernel in found:
+        assert (kernel.stack, kernel.local) == (0, 0), f"{kernel} spills"
+        assert kernel.registers <= registers, kernel
+        assert kernel.shared <= 4096, kernel
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_are_made_by_tensor_cores(architecture):
+    found = instructions(architecture, "residual_coupling_(first_layer|forward|backward|products)")
+    assert len(found) == 6 + 6 + 6 + 2
+    for name, code in found.items():
+        bf16 = "Bf16" in name
+        sums = [each for each in code if each.startswith("HMMA")]
+        expected = "HMMA.16816.F32.BF16" if bf16 else "HMMA.1688.F32.TF32"
+        assert len(sums) >= 32, name
+        assert set(sums) == {expected}, name
+        assert any(each.startswith("LDGSTS") for each in code), f"{name} does not copy while it computes"
+        assert any(each.startswith("LDSM") for each in code) or ("products" in name and not bf16), name
+
+
+@pytest.mark.parametrize(("op", "operands"), [
+    (forward_op, Case(5, 3, 13, 11, 48, 1).operands), (backward_op, Case(5, 3, 13, 11, 48, 1).backward_operands)])
+def test_registered_under_the_schema_of_the_op(op, operands):
+    require("nvcc")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_cuda::{op.name}", "CUDA")
+    own = getattr(torch.ops.fastflow_cuda, op.name).default
+    assert str(own._schema) == str(op.dispatch._schema).replace("fastflow::", "fastflow_cuda::")
+    given, expected = operands(), op.reference(*operands())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        found = own(*given)
+    assert [each.shape for each in flat(found)] == [each.shape for each in flat(expected)]

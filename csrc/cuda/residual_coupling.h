@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(threads, 1) residual_coupling_backward(const _
 }
 
 template <class Element>
-__global__ void __launch_bounds__(threads, 2) residual_coupling_products(const __grid_constant__ Jobs<ProductJob> jobs) {
+__global__ void __launch_bounds__(threads, sizeof(Element) == 2 ? 2 : 1)
+    residual_coupling_products(const __grid_constant__ Jobs<ProductJob> jobs) {
   outer_product<Element>(TensorCoreBlock(), jobs, shared_memory);
 }
 
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(threads) residual_coupling_class_sums(const __
   class_sum<Element>(TensorCoreBlock(), p, sums);
 }
 
-__global__ void __launch_bounds__(threads) residual_coupling_reduce(const __grid_constant__ Jobs<ReduceJob> jobs) {
+template <class Job>
+__global__ void __launch_bounds__(threads) residual_coupling_reduce(const __grid_constant__ Jobs<Job> jobs) {
   reduce_splits(TensorCoreBlock(), jobs);
 }
 
@@ -123,8 +125,9 @@ struct DeviceLaunch {
   void class_sum(const TableProblem& p, int64_t classes, int columns) const {
     run(residual_coupling_class_sums<Element>, grid(classes, columns), 0, p);
   }
-  void reduce(const Jobs<ReduceJob>& jobs, int64_t blocks, int count) const {
-    run(residual_coupling_reduce, grid(blocks, count), 0, jobs);
+  template <class Job>
+  void reduce(const Jobs<Job>& jobs, int64_t blocks, int count) const {
+    run(residual_coupling_reduce<Job>, grid(blocks, count), 0, jobs);
   }
 };
 
@@ -156,6 +159,8 @@ inline Problem describe(const Tensor& passive, int64_t active, const Tensor& tab
   STD_TORCH_CHECK(std::max({table.size(1), passive.size(1), active}) <= widest, "residual_coupling: hidden, passive, active ",
                   "have ", table.size(1), ", ", passive.size(1), ", ", active, " columns, expected at most ", widest,
                   " for the CUDA kernels; call them under fastflow.backend(\"reference\")");
+  STD_TORCH_CHECK(map.kind >= exponential && map.kind <= soft_clip, "residual_coupling: kind is ", map.kind,
+                  ", expected one of ", int(exponential), " to ", int(soft_clip));
   Problem p = {};
   p.schedule.hidden = int(table.size(1)), p.schedule.passive = int(passive.size(1));
   p.schedule.active = int(active), p.schedule.blocks = int(weights.size() - 5) / 4;

@@ -64,7 +64,11 @@ struct OuterProduct {
 
   FASTFLOW_HOST_DEVICE void fetch(int stage, int64_t first) const {
     char* const to = shared + stage * 2 * operand_bytes;
-    for (int at = block.thread(); first < end && at < stage_rows * row_chunks; at += threads) {
+    const int thread = block.thread();
+#pragma unroll
+    for (int step = 0; step < stage_rows * row_chunks; step += threads) {
+      if (first >= end) break;
+      const int at = step + thread;
       const int row = at / row_chunks, chunk = at % row_chunks;
       const int n = first_n + chunk * chunk_elements, k = first_k + chunk * chunk_elements;
       const bool n_there = first + row < end && n < job.delta_row, k_there = first + row < end && k < job.input_row;
@@ -168,17 +172,18 @@ FASTFLOW_HOST_DEVICE void column_sum(const Block& block, const Jobs<SumJob>& job
   const int64_t first = int64_t(block.index_z()) * split_rows;
   const int64_t end = first + split_rows < jobs.rows ? first + split_rows : jobs.rows;
   const Element* const from = static_cast<const Element*>(jobs.workspace) + job.from + column;
+  constexpr int step = threads / sum_columns, run = 16 * step;  // a sum of short sums rounds less
   float sum = 0;
-  if (column < job.columns) {
-#pragma unroll 4
-    for (int64_t row = first + thread / sum_columns; row < end; row += threads / sum_columns) {
-      sum += load_one(from + row * job.row);
-    }
+  for (int64_t row = first + thread / sum_columns; column < job.columns && row < end; row += run) {
+    float part = 0;
+#pragma unroll
+    for (int64_t i = 0; i < run; i += step) part += row + i < end ? load_one(from + (row + i) * job.row) : 0;
+    sum += part;
   }
   shared[thread] = sum;
   block.barrier();
   if (thread >= sum_columns || column >= job.columns) return;
-  for (int i = 1; i < threads / sum_columns; ++i) sum += shared[i * sum_columns + thread];
+  for (int i = 1; i < step; ++i) sum += shared[i * sum_columns + thread];
   jobs.partial[block.index_z() * jobs.total + job.to + unwoven(column, job.column_half)] = job.negative ? -sum : sum;
 }
 

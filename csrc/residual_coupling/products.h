@@ -126,8 +126,10 @@ struct Products {
     if (slice < slice_count) {
       const char* from = slices + int64_t(slice) * Shape::slice_bytes;
       char* to = ring + slice % Shape::stages * Shape::slice_bytes;
-#pragma unroll 4
-      for (int at = block.thread() * 16; at < Shape::slice_bytes; at += threads * 16) block.copy(to + at, from + at, true);
+      static_assert(Shape::slice_bytes % (threads * 16) == 0, "every thread copies as often");
+      const int own = block.thread() * 16;
+#pragma unroll
+      for (int at = 0; at < Shape::slice_bytes; at += threads * 16) block.copy(to + at + own, from + at + own, true);
     }
     block.commit();
   }

@@ -5,7 +5,8 @@
 
 namespace fastflow::residual_coupling {
 
-FASTFLOW_HOST_DEVICE inline Pair rectify(Pair a) { return {std::fmax(a.first, 0.0f), std::fmax(a.second, 0.0f)}; }
+// No number stays none.
+FASTFLOW_HOST_DEVICE inline Pair rectify(Pair a) { return {a.first < 0 ? 0 : a.first, a.second < 0 ? 0 : a.second}; }
 FASTFLOW_HOST_DEVICE inline Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
 FASTFLOW_HOST_DEVICE inline Pair operator-(Pair a, Pair b) { return {a.first - b.first, a.second - b.second}; }
 FASTFLOW_HOST_DEVICE inline Pair operator*(Pair a, Pair b) { return {a.first * b.first, a.second * b.second}; }

@@ -75,9 +75,11 @@ struct Machine {
       makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 2, unsigned(self), unsigned(self >> 32));
     }
     for (Warp& warp : warps) warp.arrived = 0, warp.passed = 0;
+    bool forward = false;
     for (bool moved = true; moved;) {
-      moved = false;
-      for (size_t w = 0; w < warps.size(); ++w) {
+      moved = false, forward = !forward;  // no order of the warps may be relied on
+      for (size_t turn = 0; turn < warps.size(); ++turn) {
+        const size_t w = forward ? turn : warps.size() - 1 - turn;
         for (bool step = true; step;) {
           step = false;
           for (size_t i = 32 * w; i < 32 * w + 32; ++i) {
