@@ -121,8 +121,8 @@ CASES = [
     pytest.param(Case(9, 4, 5, 4, 20, 2, torch.bfloat16, pairs=30, passive_shared=True, active_shared=True), 1000,
                  id="pairs bf16"),
     # More inputs than the shared memory holds, more outputs than a pass makes, more columns than four warps.
-    pytest.param(Case(3, 2, 300, 260, 33, 1), 1000, id="passes"),
-    pytest.param(Case(3, 2, 300, 260, 33, 1, torch.bfloat16, passive_shared=True), 1000, id="passes bf16"),
+    pytest.param(Case(3, 2, 300, 260, 200, 0), 1000, id="passes"),
+    pytest.param(Case(3, 2, 300, 260, 200, 0, torch.bfloat16, passive_shared=True), 1000, id="passes bf16"),
     pytest.param(Case(5, 3, 30, 7, 272, 1), 1000, id="hidden"),
     pytest.param(Case(17, 3, 30, 7, 512, 1, torch.bfloat16), 1000, id="hidden bf16"),
     *(pytest.param(Case(20, 2, 3, 5, 7, 1, kind=kind, shift_first=first), 1000, id=f"{kind} {first}")
@@ -198,11 +198,12 @@ def test_three_products_of_tf32_round_like_float32(depth):
     assert worse >= 2 * error
 
 
-# Kernels an architecture has, of the widest two types: none spills, and one block or two of 256 threads fit. Dynamic
-# shared memory is asserted where it is laid out.
+# {start of a name and of template arguments, as the compiler writes them: kernels an architecture has, registers}:
+# none spills; of 256 threads with 255 registers one block fits, with 128 two.
 BUDGETS = {
-    "pack": (4, 32), "first_layer": (6, 255), "forward": (6, 255), "backward": (6, 255), "column_sums": (2, 48),
-    "class_sums": (2, 48), "reduce": (1, 40), "productsINS": (1, 128), "productsIf": (1, 255),
+    "pack_kernel": (4, 32), "first_layer_kernel": (6, 255), "kernel": (6, 255), "backward_kernel": (6, 255),
+    "column_sums_kernel": (2, 48), "class_sums_kernel": (2, 48), "reduce_kernel": (1, 40),
+    "products_kernelIN": (1, 128), "products_kernelIf": (1, 255),
 }
 
 
@@ -219,13 +220,13 @@ def test_machine_code_does_not_spill(name):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_products_are_made_by_tensor_cores(architecture):
-    found = instructions(architecture, "residual_coupling_(first_layer|forward|backward|products)")
+    found = instructions(architecture, "residual_coupling_(first_layer_|backward_|products_|)kernel")
     assert len(found) == 6 + 6 + 6 + 2
     for name, code in found.items():
         bf16 = "Bf16" in name
         sums = [each for each in code if each.startswith("HMMA")]
         expected = "HMMA.16816.F32.BF16" if bf16 else "HMMA.1688.F32.TF32"
-        assert len(sums) >= 32, name
+        assert len(sums) >= 8, name
         assert set(sums) == {expected}, name
         assert any(each.startswith("LDGSTS") for each in code), f"{name} does not copy while it computes"
         assert any(each.startswith("LDSM") for each in code) or ("products" in name and not bf16), name

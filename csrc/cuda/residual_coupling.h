@@ -1,4 +1,4 @@
-// What the two files of residual_coupling share: its kernels, and how a plan runs them.
+// What the two files of residual_coupling share: how a plan gets memory and runs kernels, and what it is made from.
 #pragma once
 
 #include "cuda/stream.h"
@@ -21,47 +21,8 @@ using torch::stable::Tensor;
 extern __shared__ __align__(16) char shared_memory[];
 
 template <class Element>
-__global__ void __launch_bounds__(threads) residual_coupling_pack(const __grid_constant__ PackJobs jobs) {
+__global__ void __launch_bounds__(threads) residual_coupling_pack_kernel(const __grid_constant__ PackJobs jobs) {
   pack<Element>(jobs.job[blockIdx.y], jobs.width, int64_t(blockIdx.x) * threads + threadIdx.x);
-}
-
-template <class Shape>
-__global__ void __launch_bounds__(threads, 1)
-    residual_coupling_first_layer(const __grid_constant__ Problem p, float* to) {
-  Tile<Shape, TensorCoreBlock, false>({}, p, shared_memory).first_layer(to);
-}
-
-template <class Shape>
-__global__ void __launch_bounds__(threads, 1) residual_coupling_forward(const __grid_constant__ Problem p) {
-  Tile<Shape, TensorCoreBlock, false>({}, p, shared_memory).forward();
-}
-
-template <class Shape>
-__global__ void __launch_bounds__(threads, 1) residual_coupling_backward(const __grid_constant__ Problem p) {
-  Tile<Shape, TensorCoreBlock, true>({}, p, shared_memory).backward();
-}
-
-template <class Element>
-__global__ void __launch_bounds__(threads, sizeof(Element) == 2 ? 2 : 1)
-    residual_coupling_products(const __grid_constant__ Jobs<ProductJob> jobs) {
-  outer_product<Element>(TensorCoreBlock(), jobs, shared_memory);
-}
-
-template <class Element>
-__global__ void __launch_bounds__(threads) residual_coupling_column_sums(const __grid_constant__ Jobs<SumJob> jobs) {
-  __shared__ float sums[threads];
-  column_sum<Element>(TensorCoreBlock(), jobs, sums);
-}
-
-template <class Element>
-__global__ void __launch_bounds__(threads) residual_coupling_class_sums(const __grid_constant__ TableProblem p) {
-  __shared__ __align__(8) float sums[2 * threads];
-  class_sum<Element>(TensorCoreBlock(), p, sums);
-}
-
-template <class Job>
-__global__ void __launch_bounds__(threads) residual_coupling_reduce(const __grid_constant__ Jobs<Job> jobs) {
-  reduce_splits(TensorCoreBlock(), jobs);
 }
 
 // Scratch memory goes back when the call ends, to be reused in the order of the stream.
@@ -98,41 +59,13 @@ struct DeviceLaunch {
 
   template <class Element>
   void pack(const PackJobs& jobs, int64_t blocks, int count) const {
-    run(residual_coupling_pack<Element>, grid(blocks, count), 0, jobs);
-  }
-  template <class Shape>
-  void first_layer(const Problem& p, float* to, int64_t blocks) const {
-    run(residual_coupling_first_layer<Shape>, grid(blocks), Shape::shared_bytes, p, to);
-  }
-  template <class Shape>
-  void forward(const Problem& p, int64_t blocks) const {
-    run(residual_coupling_forward<Shape>, grid(blocks), Shape::shared_bytes, p);
-  }
-  template <class Shape>
-  void backward(const Problem& p, int64_t blocks) const {
-    run(residual_coupling_backward<Shape>, grid(blocks), Shape::shared_bytes, p);
-  }
-  template <class Element>
-  void outer(const Jobs<ProductJob>& jobs, int64_t tiles, int count, int splits) const {
-    run(residual_coupling_products<Element>, grid(tiles, count, splits),
-        OuterProduct<Element, TensorCoreBlock>::shared_bytes, jobs);
-  }
-  template <class Element>
-  void column_sum(const Jobs<SumJob>& jobs, int64_t blocks, int count, int splits) const {
-    run(residual_coupling_column_sums<Element>, grid(blocks, count, splits), 0, jobs);
-  }
-  template <class Element>
-  void class_sum(const TableProblem& p, int64_t classes, int columns) const {
-    run(residual_coupling_class_sums<Element>, grid(classes, columns), 0, p);
-  }
-  template <class Job>
-  void reduce(const Jobs<Job>& jobs, int64_t blocks, int count) const {
-    run(residual_coupling_reduce<Job>, grid(blocks, count), 0, jobs);
+    run(residual_coupling_pack_kernel<Element>, grid(blocks, count), 0, jobs);
   }
 };
 
 inline View view(const Tensor& tensor) {
-  return {static_cast<const float*>(tensor.const_data_ptr()), tensor.stride(0), tensor.dim() == 2 ? tensor.stride(1) : 0};
+  const int64_t column = tensor.dim() == 2 ? tensor.stride(1) : 0;
+  return {static_cast<const float*>(tensor.const_data_ptr()), tensor.stride(0), column};
 }
 
 inline Tensor new_floats(const Tensor& like, std::initializer_list<int64_t> sizes) {
@@ -153,12 +86,14 @@ inline std::vector<Matrix> matrices(const std::vector<Tensor>& weights) {
 inline Problem describe(const Tensor& passive, int64_t active, const Tensor& table, const std::vector<Tensor>& weights,
                         const std::optional<Tensor>& pairs, bool passive_shared, const ScaleMap& map, int64_t count) {
   const ScalarType dtype = weights[0].scalar_type();
-  STD_TORCH_CHECK(passive.scalar_type() == ScalarType::Float && (dtype == ScalarType::Float || dtype == ScalarType::BFloat16),
-                  "residual_coupling: the CUDA kernels take a float32 passive and float32 or bfloat16 weights; call them ",
+  const bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16;
+  STD_TORCH_CHECK(known && passive.scalar_type() == ScalarType::Float,
+                  "residual_coupling: the CUDA kernels take a float32 passive and float32 or bfloat16 weights; call it ",
                   "under fastflow.backend(\"reference\")");
-  STD_TORCH_CHECK(std::max({table.size(1), passive.size(1), active}) <= widest, "residual_coupling: hidden, passive, active ",
-                  "have ", table.size(1), ", ", passive.size(1), ", ", active, " columns, expected at most ", widest,
-                  " for the CUDA kernels; call them under fastflow.backend(\"reference\")");
+  STD_TORCH_CHECK(std::max({table.size(1), passive.size(1), active}) <= widest,
+                  "residual_coupling: hidden, passive, active have ", table.size(1), ", ", passive.size(1), ", ", active,
+                  " columns, expected at most ", widest, " for the CUDA kernels; call it under ",
+                  "fastflow.backend(\"reference\")");
   STD_TORCH_CHECK(map.kind >= exponential && map.kind <= soft_clip, "residual_coupling: kind is ", map.kind,
                   ", expected one of ", int(exponential), " to ", int(soft_clip));
   Problem p = {};
@@ -172,13 +107,13 @@ inline Problem describe(const Tensor& passive, int64_t active, const Tensor& tab
 }
 
 // Calls f(plan) with the plan of the weights' type.
-template <class F>
-void with_plan(DeviceLaunch& launch, const Problem& p, const std::vector<Tensor>& weights, F f) {
+template <class Launch, class F>
+void with_plan(Launch& launch, const Problem& p, const std::vector<Tensor>& weights, F f) {
   const std::vector<Matrix> all = matrices(weights);
   if (weights[0].scalar_type() == ScalarType::BFloat16) {
-    f(Plan<Bf16, DeviceLaunch>{launch, p, all.data()});
+    f(Plan<Bf16, Launch>{launch, p, all.data()});
   } else {
-    f(Plan<float, DeviceLaunch>{launch, p, all.data()});
+    f(Plan<float, Launch>{launch, p, all.data()});
   }
 }
 

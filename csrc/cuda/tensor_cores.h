@@ -34,8 +34,8 @@ struct TensorCoreBlock {
     asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
   }
 
-  // Four 8x8 matrices of 16-bit entries: lane l gives row l % 8 of matrix l / 8 and gets entries 2 (l % 4) and the next of
-  // row l / 4 of each, or of column l / 4 when transposed.
+  // Four 8x8 matrices of 16-bit entries: lane l gives row l % 8 of matrix l / 8 and gets entries 2 (l % 4) and the next
+  // of row l / 4 of each, or of column l / 4 when transposed.
   __device__ void load(uint32_t (&to)[4], const void* row) const {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

@@ -1,5 +1,5 @@
-// Gradients of the weights from the workspace of a chunk of results: products of deltas and inputs, column sums, sums by
-// class. Sums over `split_rows` rows are kept apart and added in order, so that they are the same each time.
+// Gradients of the weights from the workspace of a chunk of results: products of deltas and inputs, column sums, sums
+// by class. Sums over `split_rows` rows are kept apart and added in order, so that they are the same each time.
 #pragma once
 
 #include "residual_coupling/pack.h"

@@ -190,7 +190,9 @@ struct Plan {
     const int splits = int(ceil_div(p.count, split_rows));
     in_batches(products, [&](const ProductJob* jobs, int count) {
       int64_t tiles = 0;
-      for (int i = 0; i < count; ++i) tiles = std::max(tiles, ceil_div(jobs[i].rows, 128) * ceil_div(jobs[i].columns, 128));
+      for (int i = 0; i < count; ++i) {
+        tiles = std::max(tiles, ceil_div(jobs[i].rows, 128) * ceil_div(jobs[i].columns, 128));
+      }
       launch.template outer<Element>(batch(jobs, count, w, partial, total, false), tiles, count, splits);
     });
     in_batches(sums, [&](const SumJob* jobs, int count) {

@@ -1,9 +1,9 @@
 // What the kernels of residual_coupling are given, and how they lay out what they share.
 //
 // The weights of a half-step are packed once a call into slices, in the order in which a tile's products read them: a
-// slice is `width` outputs by 64 bytes of inputs, padded with zeros, so that a tile streams it as it lies, knows no ragged
-// width and no stride, and never waits between two layers. The rows of the last layer alternate, s of column 0, t of
-// column 0, s of column 1, ...: a thread that has one has the other.
+// slice is `width` outputs by 64 bytes of inputs, padded with zeros, so that a tile streams it as it lies, knows no
+// ragged width and no stride, and never waits between two layers. The rows of the last layer alternate, s of column 0,
+// t of column 0, s of column 1, ...: a thread that has one has the other.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // Matrix products of a block: eight warps, 16 m_tiles x 64 sums each, inputs in shared memory, weights streamed.
 //
 // `Block` is the calling thread's place in its block and the instructions of the tensor cores: PTX on a GPU
-// (cuda/tensor_cores.h), 32 lanes in step on a host (tests/native/warps.h). One sum of m16n8k16 (bf16) or m16n8k8 (tf32)
-// takes 32 bytes of 16 rows and of 8 columns, so that both types have the same addresses.
+// (cuda/tensor_cores.h), 32 lanes in step on a host (tests/native/warps.h). One sum of m16n8k16 (bf16) or m16n8k8
+// (tf32) takes 32 bytes of 16 rows and of 8 columns, so that both types have the same addresses.
 #pragma once
 
 #include "residual_coupling/problem.h"
@@ -58,7 +58,7 @@ struct Shape {
   static constexpr int rows = warps / warp_columns * m_tiles * 16, width = 64 * warp_columns;
   static constexpr int stages = warp_columns == 8 ? 2 : 3;
   static constexpr int depth = slice_row_bytes / sizeof(Element);
-  static constexpr int unrolled_steps = sizeof(Element) == 2 ? 2 : 1;  // two of the longer one do not fit in the registers
+  static constexpr int unrolled_steps = sizeof(Element) == 2 ? 2 : 1;  // two of the longer one do not fit in registers
   static constexpr int piece = width / depth;  // slices that the inputs in shared memory serve
   static constexpr int slice_bytes = width * slice_row_bytes;
   static constexpr int input_stride = width * sizeof(Element) + 16;  // eight rows in different banks

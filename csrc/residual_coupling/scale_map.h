@@ -7,7 +7,8 @@
 
 namespace fastflow::residual_coupling {
 
-enum Kind { exponential = 1, sigmoid, softplus, tanh, clamp_atan, clamp_tanh, clamp_sigmoid, soft_clip };  // KINDS there
+// As in KINDS there.
+enum Kind { exponential = 1, sigmoid, softplus, tanh, clamp_atan, clamp_tanh, clamp_sigmoid, soft_clip };
 
 struct ScaleMap {
   int kind;

@@ -47,7 +47,9 @@ struct Tile : Products<Shape, Block> {
   FASTFLOW_HOST_DEVICE bool here(int r) const { return first + r < p.count; }
   FASTFLOW_HOST_DEVICE int64_t result(int r) const { return p.first + first + r; }
 
-  FASTFLOW_HOST_DEVICE Pair vector(int index, int column) const { return load_pair(p.vectors + s.vector(index) + column); }
+  FASTFLOW_HOST_DEVICE Pair vector(int index, int column) const {
+    return load_pair(p.vectors + s.vector(index) + column);
+  }
 
   // Rows past the last result are written too, and read by nobody else. A thread reads back only what it wrote.
   FASTFLOW_HOST_DEVICE Element* kept(int64_t array, int r, int column) const {
@@ -104,7 +106,8 @@ struct Tile : Products<Shape, Block> {
   FASTFLOW_HOST_DEVICE void multiply_passive(Sums& sum) {
     multiply_rows(sum, s.passive_slices(), [&](int r, int column) {
       const Pair pair = passive(r, column);
-      if (keeps && here(r)) store_pair(workspace.data + workspace.passives() + (first + r) * workspace.passive + column, pair);
+      const int64_t at = workspace.passives() + (first + r) * workspace.passive + column;
+      if (keeps && here(r)) store_pair(workspace.data + at, pair);
       return pair;
     });
   }
@@ -179,7 +182,8 @@ struct Tile : Products<Shape, Block> {
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
           for (int j = 0; j < 8; ++j) {
-            store_pair(own + (lane / 4 + 8 * half) * Shape::pair_stride + 8 * j + 2 * (lane % 4), made.pair(i, j, half));
+            const int at = (lane / 4 + 8 * half) * Shape::pair_stride + 8 * j + 2 * (lane % 4);
+            store_pair(own + at, made.pair(i, j, half));
           }
         }
         block.warp_barrier();
@@ -217,7 +221,8 @@ struct Tile : Products<Shape, Block> {
     block.barrier();
 #pragma unroll
     for (int i = 0; i < Shape::m_tiles; ++i) {
-      if (place.lane < 16) parts[(place.row + 16 * i + place.lane) * Shape::warp_columns + place.column / 64] = log_det[i];
+      const int r = place.row + 16 * i + place.lane;
+      if (place.lane < 16) parts[r * Shape::warp_columns + place.column / 64] = log_det[i];
     }
     block.barrier();
     for (int r = block.thread(); r < Shape::rows; r += threads) {
@@ -246,7 +251,8 @@ struct Tile : Products<Shape, Block> {
     Element* const made_deltas = workspace.data + workspace.made_deltas();
     make(unused, [&](int r, int column, Pair made) -> Pair {
       const Pair delta = here(r) && column < s.active ? invert(r, column, made) : Pair{0, 0};
-      if (here(r) && 2 * column < workspace.made) store_pair(made_deltas + (first + r) * workspace.made + 2 * column, delta);
+      const int64_t at = (first + r) * workspace.made + 2 * column;
+      if (here(r) && 2 * column < workspace.made) store_pair(made_deltas + at, delta);
       return delta;
     });
     {

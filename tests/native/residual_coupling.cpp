@@ -45,7 +45,8 @@ struct HostLaunch {
   }
   template <class Shape>
   void first_layer(const Problem& p, float* to, int64_t blocks) {
-    grid(blocks, 1, 1, [&](const HostBlock& block) { Tile<Shape, HostBlock, false>(block, p, shared).first_layer(to); });
+    grid(blocks, 1, 1,
+         [&](const HostBlock& block) { Tile<Shape, HostBlock, false>(block, p, shared).first_layer(to); });
   }
   template <class Shape>
   void forward(const Problem& p, int64_t blocks) {

@@ -1,5 +1,5 @@
-// A block of CUDA threads on a host: one fiber a thread, run in turns, 32 of them in step wherever the instruction is of a
-// warp. What arrives late on a GPU arrives late here: asynchronous copies land when they are waited for.
+// A block of CUDA threads on a host: one fiber a thread, run in turns, 32 of them in step wherever the instruction is
+// of a warp. What arrives late on a GPU arrives late here: asynchronous copies land when they are waited for.
 #pragma once
 
 #include <ucontext.h>
@@ -72,7 +72,8 @@ struct Machine {
       fiber.context.uc_stack.ss_sp = stacks.data() + i * stack_bytes;
       fiber.context.uc_stack.ss_size = stack_bytes;
       fiber.context.uc_link = &scheduler;
-      makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 2, unsigned(self), unsigned(self >> 32));
+      makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 2, unsigned(self),
+                  unsigned(self >> 32));
     }
     for (Warp& warp : warps) warp.arrived = 0, warp.passed = 0;
     bool forward = false;
@@ -238,7 +239,8 @@ struct HostBlock {
             left[row][8 * half + 2 * q] = bf16(bits & 0xffff), left[row][8 * half + 2 * q + 1] = bf16(bits >> 16);
           },
           [](float (&right)[16][8], uint32_t bits, int half, int q, int column) {
-            right[8 * half + 2 * q][column] = bf16(bits & 0xffff), right[8 * half + 2 * q + 1][column] = bf16(bits >> 16);
+            right[8 * half + 2 * q][column] = bf16(bits & 0xffff);
+            right[8 * half + 2 * q + 1][column] = bf16(bits >> 16);
           });
     });
   }
@@ -246,8 +248,11 @@ struct HostBlock {
   void multiply_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) const {
     multiply(sum, a, b, [](Warp& own) {
       sum_all<8>(
-          own, [](float (&left)[16][16], uint32_t bits, int row, int half, int q) { left[row][4 * half + q] = tf32(bits); },
-          [](float (&right)[16][8], uint32_t bits, int half, int q, int column) { right[4 * half + q][column] = tf32(bits); });
+          own,
+          [](float (&left)[16][16], uint32_t bits, int row, int half, int q) { left[row][4 * half + q] = tf32(bits); },
+          [](float (&right)[16][8], uint32_t bits, int half, int q, int column) {
+            right[4 * half + q][column] = tf32(bits);
+          });
     });
   }
 };
