@@ -88,12 +88,12 @@ inline Problem describe(const Tensor& passive, int64_t active, const Tensor& tab
   const ScalarType dtype = weights[0].scalar_type();
   const bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16;
   STD_TORCH_CHECK(known && passive.scalar_type() == ScalarType::Float,
-                  "residual_coupling: the CUDA kernels take a float32 passive and float32 or bfloat16 weights; call it ",
-                  "under fastflow.backend(\"reference\")");
+                  "residual_coupling: the CUDA kernels take a float32 passive and float32 or bfloat16 weights; ",
+                  "call it under fastflow.backend(\"reference\")");
   STD_TORCH_CHECK(std::max({table.size(1), passive.size(1), active}) <= widest,
-                  "residual_coupling: hidden, passive, active have ", table.size(1), ", ", passive.size(1), ", ", active,
-                  " columns, expected at most ", widest, " for the CUDA kernels; call it under ",
-                  "fastflow.backend(\"reference\")");
+                  "residual_coupling: hidden, passive, active have ", table.size(1), ", ", passive.size(1), ", ",
+                  active, " columns, expected at most ", widest, " for the CUDA kernels; ",
+                  "call it under fastflow.backend(\"reference\")");
   STD_TORCH_CHECK(map.kind >= exponential && map.kind <= soft_clip, "residual_coupling: kind is ", map.kind,
                   ", expected one of ", int(exponential), " to ", int(soft_clip));
   Problem p = {};
