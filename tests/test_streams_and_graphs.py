@@ -26,7 +26,9 @@ from fastflow.ops import (
     sym_log,
     uniform_noise,
 )
+from fastflow.ops._define import Op
 from fastflow.ops.invert import invert
+from fastflow.ops.residual_coupling import backward_op, forward_op
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -75,9 +77,33 @@ def _grey_levels(x: Tensor) -> tuple[Tensor, Tensor]:
     return dequantize_logit(levels, levels=256, alpha=0.05, seed=3, step=1, rows=rows, dtype=dtype)
 
 
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _conditioned(op: Op, operands: list[Tensor], weights: tuple[Tensor, ...], *rest: object) -> tuple[Tensor, ...]:
+    """`operands` are float32 whatever the weights are."""
+    results = op.kernel(_backend.forced(), "cuda")(
+        *map(_wide, operands), [weight / 4 for weight in weights], None, True, *rest)
+    return tuple(tensor for each in results for tensor in (each if isinstance(each, list) else [each]))
+
+
+_SIGMOID = (2, 2.0, 1e-3, 1.0, True)  # the settings of the scale map, as ops take them
+
+
+def _residual(passive: Tensor, active: Tensor, table: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    return _conditioned(forward_op, [passive, active, None, table], weights, True, *_SIGMOID)
+
+
+def _residual_backward(passive: Tensor, z: Tensor, table: Tensor, grad_z: Tensor, grad_log_det: Tensor,
+                       *weights: Tensor) -> tuple[Tensor, ...]:
+    return _conditioned(backward_op, [passive, z, table], weights, *_SIGMOID, _wide(grad_z), grad_log_det)
+
+
 # Ragged in rows and features, an image, and so few rows that programs share them.
 _TABLE, _IMAGE, _LONG = (37, 70), (5, 6, 7, 9), (2, 3000)
 _HALVES = ((37, 140), _TABLE, _TABLE, (37,))
+_CONDITIONER = ((24, 13), (24, 24), (24,), (24, 24), (24,), (24,), (24,), (22, 24), (22,))
 CASES = [
     Case("affine_coupling", "forward", _coupling(active=slice(70, None)), _HALVES),
     Case("affine_coupling", "inverse", _coupling(active=slice(70, None), inverse=True), _HALVES),
@@ -97,6 +123,9 @@ CASES = [
     Case("gaussian_class_scores", "forward", lambda *given: (gaussian_class_scores(*given),),
          ((37, 70), (11, 70), (11, 70), (11,))),
     Case("gaussian_class_scores", "marginal", _marginal, ((37, 70), (40, 70), (1, 70), (40,))),
+    Case("residual_coupling", "forward", _residual, ((37, 13), (37, 11), (3, 24), *_CONDITIONER), differentiable=False),
+    Case("residual_coupling", "backward", _residual_backward,
+         ((37, 13), (111, 11), (3, 24), (111, 11), (111,), *_CONDITIONER), differentiable=False),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
