@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "gaussian_class_coefficients.h"
 #include "gaussian_class_scores_backward.h"
 
 namespace fastflow::gaussian {
@@ -90,7 +91,8 @@ void forward(Device& device, const Given<T>& given, T* marginal, T* picked, T* s
 
 template <class T>
 struct Gradients {
-  Strided<T> marginal, of_marginal, of_picked, of_scores;  // the latter three nullptr where there is none
+  Strided<T> marginal, scores;                   // nullptr: the scores were not kept
+  Strided<T> of_marginal, of_picked, of_scores;  // nullptr where there is none
   bool with_z, with_parameters, with_weights;
   Result<T> z;
   T *means, *log_scales, *log_prior, *weights;
@@ -144,9 +146,15 @@ void backward(Device& device, const Given<T>& given, const Gradients<T>& grad, i
         given.choice.from_row(first), grad.marginal.from_row(first), grad.of_marginal.from_row(first),
         grad.of_picked.from_row(first), grad.of_scores.from_row(first), coefficients,
         grad.with_weights ? grad.weights + first * classes : nullptr, classes};
-    with_shape<T>(z.rows, classes, device.multiprocessors(), [&](auto shape, const Division& division) {
-      launch_scores<decltype(shape)>(device, z, given, prepared, division, leave);
-    });
+    if (grad.scores.data != nullptr) {
+      using Kernel = CoefficientKernel<T>;
+      device.launch({tiles(z.rows, Kernel::rows), tiles(classes, Kernel::classes)},
+                    Kernel{grad.scores.from_row(first), z.rows, leave});
+    } else {
+      with_shape<T>(z.rows, classes, device.multiprocessors(), [&](auto shape, const Division& division) {
+        launch_scores<decltype(shape)>(device, z, given, prepared, division, leave);
+      });
+    }
     const auto& scales = prepared.inverse_scales;
     const bool together = grad.with_z && grad.with_parameters && class_tiles == 1;
     if (together) {

@@ -69,6 +69,7 @@ struct Shapes<double> {
 // What an epilogue sees: count rows x classes scores, the first of them row `row` and class `klass`.
 template <class T, class S>
 struct ScoreTile {
+  static constexpr int threads = S::threads;
   const T (&energy)[S::feature_lanes][S::rows][S::classes + 1];
   const T* constants;
   int64_t row, klass;
@@ -226,8 +227,8 @@ struct Reductions {
   Row* parts;                     // [parts, B], nullptr if one part has all classes
   int64_t rows, classes;
 
-  template <class S>
-  FASTFLOW_KERNEL void take(const ScoreTile<T, S>& tile, Row& row, int thread) const {
+  template <class Tile>
+  FASTFLOW_KERNEL void take(const Tile& tile, Row& row, int thread) const {
     if (thread < tile.rows) {
       T top = row.marginal.top;
       for (int j = 0; j < tile.classes; ++j) top = tile.score(thread, j) > top ? tile.score(thread, j) : top;
@@ -247,7 +248,7 @@ struct Reductions {
       row.picked += picked;
     }
     if (scores == nullptr) return;
-    for (int i = thread; i < tile.rows * tile.classes; i += S::threads) {
+    for (int i = thread; i < tile.rows * tile.classes; i += Tile::threads) {
       const int r = i / tile.classes, c = i % tile.classes;
       scores[(tile.row + r) * classes + tile.klass + c] = tile.score(r, c);
     }

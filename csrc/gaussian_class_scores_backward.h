@@ -16,38 +16,6 @@ FASTFLOW_KERNEL T squared(T scale) {
   return square < most ? square : most;
 }
 
-// The epilogue of ScoreKernel that leaves the coefficients, or the gradient of the weights, or both.
-template <class T>
-struct Coefficients {
-  struct Row {};
-  Choice<T> choice;
-  Strided<T> marginal, grad_marginal, grad_picked, grad_scores;
-  T *coefficients, *grad_weights;
-  int64_t classes;
-
-  template <class S>
-  FASTFLOW_KERNEL void take(const ScoreTile<T, S>& tile, Row&, int thread) const {
-    for (int i = thread; i < tile.rows * tile.classes; i += S::threads) {
-      const int r = i / tile.classes, j = i % tile.classes;
-      const int64_t b = tile.row + r, k = tile.klass + j, label = choice.label(b);
-      const T score = tile.score(r, j), rate = grad_picked.data == nullptr ? T(0) : grad_picked.at(b);
-      const T weight = choice.weights.data == nullptr ? T(0) : choice.weights.at(b, k);
-      if (coefficients != nullptr) {
-        T c = grad_scores.data == nullptr ? T(0) : grad_scores.at(b, k);
-        if (grad_marginal.data != nullptr && score != -INFINITY) {
-          c += grad_marginal.at(b) * std::exp(score - marginal.at(b));
-        }
-        coefficients[b * classes + k] = c + rate * (label < 0 ? weight : T(label == k));
-      }
-      if (grad_weights != nullptr) {
-        grad_weights[b * classes + k] = label >= 0 || rate == 0 ? T(0) : rate * moved(weight, score);
-      }
-    }
-  }
-
-  FASTFLOW_KERNEL void finish(const Row&, int64_t, int64_t, int, int) const {}
-};
-
 // A thread owns V adjacent features of a tile of classes, whose sums over the rows stay in its registers. The lanes of
 // a warp are a tile of features, the warps take R rows each at a time. Block (x, y, z) takes features x, classes y and
 // part z of the rows. Where one tile holds all classes, grad_z of a row is complete and leaves in the same pass.

@@ -101,7 +101,7 @@ def truth_of(p: Problem) -> dict[str, tuple[Tensor, Tensor]]:
 def assert_right(p: Problem, results: dict[str, Tensor]) -> None:
     truth = truth_of(p)
     marginal, picked, scores = reference(*p.given, True)
-    parts = backward_reference(*p.given, marginal, *p.pulled, True, True, p.weights is not None)
+    parts = backward_reference(*p.given, marginal, None, *p.pulled, True, True, p.weights is not None)
     eager = {"marginal": marginal, "picked": picked, "scores": scores} | {
         f"grad_{name}": part for name, part in zip(OF_BACKWARD, parts, strict=True)}
     for name, result in results.items():

@@ -16,8 +16,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 _STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_ARGUMENTS = ("z", "means", "log_scales", "log_prior", "labels", "weights", "marginal", "grad_marginal", "grad_picked",
-              "grad_scores")
+_ARGUMENTS = ("z", "means", "log_scales", "log_prior", "labels", "weights", "marginal", "scores", "grad_marginal",
+              "grad_picked", "grad_scores")
 _RESULTS = ("marginal", "picked", "scores", *(f"grad_{name}" for name in OF_BACKWARD))
 
 
@@ -50,43 +50,44 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     source = ROOT / "tests" / "native" / "gaussian_class_scores.cpp"
     subprocess.run([shutil.which("g++"), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
                     f"-I{ROOT / 'csrc'}", "-o", path, source], check=True)
-    loaded = ctypes.CDLL(str(path))
-    for name in ("forward_float", "forward_double", "backward_float", "backward_double"):
-        getattr(loaded, name).restype = ctypes.c_int64
-    return loaded
+    return ctypes.CDLL(str(path))
 
 
 def _forward(library, p: Problem, multiprocessors: int = 1, descending: bool = False, with_scores: bool = True):
-    """{name: result}, and the bytes of workspace."""
     rows, classes = p.z.shape[0], p.means.shape[0]
     results = {name: torch.full(shape, math.nan, dtype=p.means.dtype)
                for name, shape in (("marginal", (rows,)), ("picked", (rows,)), ("scores", (rows, classes)))}
     if not with_scores:
         del results["scores"]
-    return results, _call(library, "forward", p.fields(), results, multiprocessors, descending)
+    _call(library, "forward", p.fields(), results, multiprocessors, descending)
+    return results
 
 
-def _backward(library, p: Problem, marginal: Tensor, wanted: tuple[str, ...] = OF_BACKWARD, multiprocessors: int = 1,
-              descending: bool = False, rows_of_a_pass: int = 1024):
+def _backward(library, p: Problem, marginal: Tensor, scores: Tensor | None, wanted: tuple[str, ...] = OF_BACKWARD,
+              multiprocessors: int = 1, descending: bool = False, rows_of_a_pass: int = 1024):
     results = {f"grad_{name}": torch.full(getattr(p, name).shape, math.nan, dtype=getattr(p, name).dtype)
                for name in wanted if getattr(p, name) is not None}
-    arguments = p.fields() | {"marginal": marginal}
-    return results, _call(library, "backward", arguments, results, multiprocessors, descending, rows_of_a_pass)
+    arguments = p.fields() | {"marginal": marginal, "scores": scores}
+    _call(library, "backward", arguments, results, multiprocessors, descending, rows_of_a_pass)
+    return results
 
 
-def _call(library, direction, arguments, results, multiprocessors, descending, rows_of_a_pass=0) -> int:
+def _call(library, direction, arguments, results, multiprocessors, descending, rows_of_a_pass=0) -> None:
     scalar = "double" if arguments["means"].dtype == torch.float64 else "float"
     described = _Arguments(**{name: _described(arguments.get(name)) for name in _ARGUMENTS})
     described_results = _Results(**{name: _described(results.get(name)) for name in _RESULTS})
-    return getattr(library, f"{direction}_{scalar}")(
+    getattr(library, f"{direction}_{scalar}")(
         ctypes.byref(described), ctypes.byref(described_results), multiprocessors, descending,
         ctypes.c_int64(rows_of_a_pass))
 
 
 def _run(library, p: Problem, multiprocessors: int = 1, descending: bool = False) -> dict[str, Tensor]:
-    results, _ = _forward(library, p, multiprocessors, descending)
-    return results | _backward(library, p, results["marginal"], multiprocessors=multiprocessors,
-                               descending=descending)[0]
+    """Results and gradients: the same from scores that were kept as from scores made again."""
+    results = _forward(library, p, multiprocessors, descending)
+    kept, again = (_backward(library, p, results["marginal"], scores, multiprocessors=multiprocessors,
+                             descending=descending) for scores in (results["scores"], None))
+    torch.testing.assert_close(kept, again, rtol=0, atol=0, equal_nan=True)
+    return results | kept
 
 
 # Ragged in rows, classes and features; both shapes of tiles; one class, one row, no features.
@@ -129,7 +130,7 @@ def test_one_dimensional_strides(library):
     assert_right(p, _run(library, p))
 
 
-@pytest.mark.parametrize("classes", [7, 100])
+@pytest.mark.parametrize("classes", [7, 130])
 @pytest.mark.parametrize("multiprocessors", [1, 3, 132])
 def test_any_division_among_blocks(library, multiprocessors, classes):
     """More multiprocessors: parts of the classes and of the rows, put together afterwards."""
@@ -144,23 +145,45 @@ def test_no_barrier_is_missing(library, classes):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("classes", [7, 40])
 @pytest.mark.parametrize("rows_of_a_pass", [64, 129])
-def test_several_passes(library, rows_of_a_pass, classes):
+def test_several_passes(library, rows_of_a_pass, classes, kept):
     p = problem(300, classes, 20)
-    results, _ = _forward(library, p)
-    grads, _ = _backward(library, p, results["marginal"], multiprocessors=2, rows_of_a_pass=rows_of_a_pass)
+    results = _forward(library, p)
+    grads = _backward(library, p, results["marginal"], results["scores"] if kept else None, multiprocessors=2,
+                      rows_of_a_pass=rows_of_a_pass)
     assert_right(p, results | grads)
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("wanted", [("z",), ("means", "log_scales", "log_prior"), ("weights",), ("z", "weights")])
 @pytest.mark.parametrize("classes", [7, 20])
-def test_parts_of_the_gradient(library, classes, wanted):
+def test_parts_of_the_gradient(library, classes, wanted, kept):
     p = problem(40, classes, 12)
-    marginal = _forward(library, p)[0]["marginal"]
-    grads, _ = _backward(library, p, marginal, wanted)
+    results = _forward(library, p)
+    grads = _backward(library, p, results["marginal"], results["scores"] if kept else None, wanted)
     assert grads.keys() == {f"grad_{name}" for name in wanted}
     assert_right(p, grads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_kept_scores(library, layout):
+    p = problem(70, 20, 12)
+    results = _forward(library, p)
+    expected, found = (_backward(library, p, results["marginal"], scores)
+                       for scores in (results["scores"], relayout(results["scores"], layout)))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_posterior_is_at_most_one(library, kept):
+    """Scores may lie above a marginal that was summed in another order."""
+    p = problem(40, 1, 12)
+    results = _forward(library, p)
+    scores = results["scores"] if kept else None
+    exact, low = (_backward(library, p, results["marginal"] - below, scores) for below in (0, 3))
+    assert all(torch.equal(low[name], exact[name]) for name in exact)
 
 
 @pytest.mark.parametrize("absent", ["grad_marginal", "grad_picked", "grad_scores"])
@@ -172,7 +195,7 @@ def test_results_that_nothing_depends_on(library, absent):
 @pytest.mark.parametrize("classes", [3, 20])
 def test_without_scores(library, classes):
     p = problem(40, classes, 12)
-    with_scores, without = _forward(library, p)[0], _forward(library, p, with_scores=False)[0]
+    with_scores, without = _forward(library, p), _forward(library, p, with_scores=False)
     assert all(torch.equal(without[name], with_scores[name]) for name in without)
 
 
@@ -232,7 +255,7 @@ def test_scales_whose_square_is_no_float32(library, log_scale):
         assert results[name][::2].isfinite().all(), name
 
 
-def test_a_row_of_no_number_spoils_its_own_results_only(library):
+def test_a_row_of_no_number_spoils_its_own_results_and_the_sums_only(library):
     p = problem(20, 3, 4, mix="unlabelled")
     p.z[7, 2] = math.nan
     results = _run(library, p)
@@ -240,26 +263,29 @@ def test_a_row_of_no_number_spoils_its_own_results_only(library):
     for name in ("marginal", "grad_z"):
         assert results[name][7].isnan().any()
         assert results[name][others].isfinite().all()
+    assert results["grad_log_prior"].isnan().all()
 
 
-def _plan(library, rows: int, classes: int, features: int) -> tuple[int, int, list[int]]:
+def _plan(library, rows: int, classes: int, features: int, kept: bool) -> tuple[int, int, list[int]]:
     """Bytes that forward and backward ask for beside their results on an H200, and the largest grid."""
     found = (ctypes.c_int64 * 5)()
-    library.plan(*map(ctypes.c_int64, (rows, classes, features)), 132, found)
+    library.plan(*map(ctypes.c_int64, (rows, classes, features)), 132, kept, found)
     return found[0], found[1], found[2:]
 
 
-def test_memory_of_ten_classes_is_a_twentieth_of_z(library):
-    forward, backward, _ = _plan(library, 65536, 10, 784)
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_of_ten_classes_is_a_twentieth_of_z(library, kept):
+    forward, backward, _ = _plan(library, 65536, 10, 784, kept)
     assert forward == 4 * (10 * 784 + 10)
     assert backward <= 0.05 * 4 * 65536 * 784
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize(("rows", "classes", "features"), [
     (4096, 10_000, 3072), (65536, 1000, 196), (10**9, 2, 2), (10, 10**6, 2), (10, 2, 10**6)])
-def test_large_problems_fit(library, rows, classes, features):
+def test_large_problems_fit(library, rows, classes, features, kept):
     """In memory the parameters' size three times and 16 MiB; in the grid what CUDA allows."""
-    forward, backward, (x, y, z) = _plan(library, rows, classes, features)
+    forward, backward, (x, y, z) = _plan(library, rows, classes, features, kept)
     parameters = 4 * classes * (features + 1)
     # a row of each part of the classes, of which there are many only where there are few rows
     assert forward <= parameters + 2**21

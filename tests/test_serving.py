@@ -19,6 +19,7 @@ from fastflow.bench.serving import (
     observe_dequantize_logit,
     observe_elementwise,
     observe_gaussian_class_scores,
+    observe_residual_coupling,
     observe_uniform_noise,
     watch,
 )
@@ -26,7 +27,8 @@ from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
 EXPECTED = {"act_norm": {"cpu"}, "affine_coupling": {"cpu"}, "channel_mix": {"cpu"}, "dequantize_logit": {"cpu"},
-            "gaussian_class_scores": {"cpu"}, "logit": {"cpu"}, "sym_log": {"cpu"}, "uniform_noise": {"cpu"}}
+            "gaussian_class_scores": {"cpu"}, "logit": {"cpu"}, "residual_coupling": {"cpu"}, "sym_log": {"cpu"},
+            "uniform_noise": {"cpu"}}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,8 @@ def test_every_cell_is_served_by_its_kernel(native, cells):
 @pytest.mark.parametrize(("backend", "observed"), [
     ("triton", observe_act_norm), ("triton", observe_affine_coupling), ("triton", observe_channel_mix),
     ("triton", observe_elementwise),
-    ("triton", observe_dequantize_logit), ("triton", observe_uniform_noise), ("cuda", observe_gaussian_class_scores)])
+    ("triton", observe_dequantize_logit), ("triton", observe_uniform_noise), ("cuda", observe_gaussian_class_scores),
+    ("cuda", observe_residual_coupling)])
 def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, backend, observed):
     state = _backend.state(backend)
     if state.status == "unavailable":

@@ -1,15 +1,16 @@
-// gaussian_class_scores_backward for CUDA: the scores again, of as many rows as their coefficients c = d loss / d
-// scores may take memory for (csrc/gaussian_class_plan.h), then the gradients from c. No atomics: sums over rows are
-// taken in parts, added in their order.
+// gaussian_class_scores_backward for CUDA: the coefficients c = d loss / d scores of as many rows as they may take
+// memory for (csrc/gaussian_class_plan.h), element by element from kept scores or else from scores made again, then the
+// gradients from c. No atomics: sums over rows are taken in parts, added in their order.
 //
 // Up to 16 classes one kernel makes grad_z and the sums of the parameters, in 5 instructions an element of [B, K, D] (t
 // = z - mean, c t, three sums); it reads z and writes grad_z. With more classes, 3 for grad_z and 4 for the parameters,
-// apart. On an H200 at B = 65536, D = 784, K = 10: 48 us of memory or 51 us of arithmetic for the scores, 96 or 86 us
-// for the gradients; forward and backward together at least 192 us, where 3 B D floats at copying speed are 143. The
-// second look at the scores is what lies between. Memory beside the results: c of 10 classes 3 % of z, of many at
-// most 16 MiB of float32, and sums of 2 K D elements a part, of which there are as few as fill the device. As
-// compiled for sm_90a, one class of grad_z's kernel is 107 instructions: 32 each of FADD, FMUL, FFMA and 4 LDS.128. Not
-// yet timed on a device.
+// apart. On an H200 at B = 65536, D = 784, K = 10, for which training keeps the scores: 1 us of memory to read them and
+// write c, 96 us of memory or 86 us of arithmetic for the gradients. Forward and backward together take at least 149 us
+// (146 for isotropic classes, whose forward pass is bound by memory), where 3 B D floats at copying speed are 143, and
+// 50 us more if the scores are made again. Memory beside the results: c of 10 classes 3 % of z, of many at most 16 MiB
+// of float32, and sums of 2 K D elements a part, of which there are as few as fill the device. As compiled for sm_90a,
+// one class of grad_z's kernel is 107 instructions: 32 each of FADD, FMUL, FFMA and 4 LDS.128. Not yet timed on a
+// device.
 #include "cuda/gaussian_class_scores.h"
 
 #include <tuple>
@@ -17,11 +18,11 @@
 namespace fastflow {
 namespace {
 
-// Arguments as in gaussian_class_scores.cu, gradients of its results with any strides -> gradients of z, means,
-// log_scales, log_prior and weights, [0] for those not asked for.
+// Arguments as in gaussian_class_scores.cu; of its results marginal, and scores where they were kept; gradients of all
+// three with any strides -> gradients of z, means, log_scales, log_prior and weights, [0] for those not asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_class_scores_backward(
     const Tensor& z, const Tensor& means, const Tensor& log_scales, const Tensor& log_prior, const MaybeTensor& labels,
-    const MaybeTensor& weights, const Tensor& marginal, const MaybeTensor& grad_marginal,
+    const MaybeTensor& weights, const Tensor& marginal, const MaybeTensor& scores, const MaybeTensor& grad_marginal,
     const MaybeTensor& grad_picked, const MaybeTensor& grad_scores, bool with_z, bool with_parameters,
     bool with_weights) {
   const auto result = [&](bool wanted, const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
@@ -36,8 +37,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_class_scores_backwar
   const auto compute = [&](auto zero) {
     using T = decltype(zero);
     const gaussian::Gradients<T> gradients = {
-        strided_of<T>(marginal), strided_of<T>(grad_marginal), strided_of<T>(grad_picked), strided_of<T>(grad_scores),
-        with_z, with_parameters, with_weights,
+        strided_of<T>(marginal), strided_of<T>(scores), strided_of<T>(grad_marginal), strided_of<T>(grad_picked),
+        strided_of<T>(grad_scores), with_z, with_parameters, with_weights,
         {with_z ? grad_z.mutable_data_ptr() : nullptr, storage_of(z), z.size(1)},
         data_of<T>(grad_means), data_of<T>(grad_log_scales), data_of<T>(grad_log_prior), data_of<T>(grad_weights)};
     gaussian::backward(device, given_of<T>(z, means, log_scales, log_prior, labels, weights), gradients,

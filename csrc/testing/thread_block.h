@@ -110,7 +110,6 @@ class HostDevice {
   T* allocate(int64_t count) {
     kept_.emplace_back(new char[sizeof(T) * count]);
     memset(kept_.back().get(), 0xff, sizeof(T) * count);
-    allocated_ += static_cast<int64_t>(sizeof(T)) * count;
     return reinterpret_cast<T*>(kept_.back().get());
   }
 
@@ -120,13 +119,11 @@ class HostDevice {
   }
 
   int multiprocessors() const { return multiprocessors_; }
-  int64_t allocated() const { return allocated_; }
 
  private:
   int multiprocessors_;
   HostBlocks blocks_;
   std::vector<std::unique_ptr<char[]>> kept_;
-  int64_t allocated_ = 0;
 };
 
 }  // namespace fastflow

@@ -21,6 +21,8 @@ from torch import Tensor
 import fastflow.ops
 from fastflow import _backend
 from fastflow.bench.cases import SCALE_MAPS
+from fastflow.models import conditional_flow
+from fastflow.nn import FlowClassHead
 from fastflow.ops import (
     ScaleMap,
     act_norm,
@@ -119,6 +121,7 @@ def observe(device: str = "cpu") -> Iterator[Cell]:
     yield from observe_act_norm(device)
     yield from observe_affine_coupling(device)
     yield from observe_gaussian_class_scores(device)
+    yield from observe_residual_coupling(device)
     yield from observe_channel_mix(device)
     yield from observe_elementwise(device)
     yield from observe_dequantize_logit(device)
@@ -202,6 +205,22 @@ def observe_gaussian_class_scores(device: str = "cpu") -> Iterator[Cell]:
             name = "gaussian_class_scores" + ("_backward" if direction == "backward" else "")
             variant = f"{call.__name__.removeprefix('gaussian_class_')}, {form}"
             yield Cell("gaussian_class_scores", variant, layout, dtype, direction, served.get(name, "reference"))
+
+
+def observe_residual_coupling(device: str = "cpu") -> Iterator[Cell]:
+    """Through the class head that is made of it: every dtype that it has, and bfloat16 by autocast."""
+    for dtype, direction in product(("float64", "float32", "float32 / bfloat16"), ("forward", "backward")):
+        if device == "cuda" and dtype == "float64":
+            continue
+        head = FlowClassHead(conditional_flow(6, 3, levels=2, steps=1, hidden=8, blocks=1), 6, 3)
+        head = head.to(device, DTYPES[dtype][0])
+        z = torch.randn(_ROWS, 6, device=device, dtype=DTYPES[dtype][0])
+        with watch(device) as served, torch.autocast(device, torch.bfloat16, enabled="bfloat16" in dtype):
+            scores = head.scores(z)
+            if direction == "backward":
+                scores.sum().backward()
+        name = "residual_coupling" + ("_backward" if direction == "backward" else "")
+        yield Cell("residual_coupling", "", "[B, D]", dtype, direction, served.get(name, "reference"))
 
 
 def observe_act_norm(device: str = "cpu") -> Iterator[Cell]:

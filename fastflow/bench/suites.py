@@ -70,9 +70,9 @@ def sanitize(backend: str, tool: str, deadline: Deadline) -> dict:
 
 
 def watched_kernels(backend: str) -> list[str]:
-    """What the names of the backend's kernels have in them: their op's name, or that of the kernel that ops share."""
-    shared = ["elementwise_bijection"] if backend == "triton" else []
-    return [name for name, op in serving.ops().items() if op.on_cuda == backend] + shared
+    """What the names of the backend's kernels have in them: their op's name, or what several ops' kernels share."""
+    shared = {"triton": "elementwise_bijection", "cuda": "gaussian"}[backend]
+    return [name for name, op in serving.ops().items() if op.on_cuda == backend] + [shared]
 
 
 def find_sanitizer() -> str | None:

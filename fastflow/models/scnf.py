@@ -51,8 +51,9 @@ class SCNF(ClassFlow):
 
         image  (C, H, W)
         trunk  kind "conv" for `conv_trunk`, "vector" for `vector_trunk`
-        head   on the last scale: kind "flow" for `conditional_flow` (and context_features), "gaussian" for one
-               Gaussian a class, "normal" for a model without classes, all of whose latents are N(0, diag(scale^2))
+        head   on the last scale: kind "flow" for `conditional_flow` (and context_features, threshold of
+               `FlowClassHead`), "gaussian" for one Gaussian a class (covariance of `GaussianClassHead`), "normal" for a
+               model without classes, all of whose latents are N(0, diag(scale^2))
 
         Raises ValueError for an unknown kind, or where image and trunk do not fit.
         """
@@ -198,11 +199,11 @@ class SCNF(ClassFlow):
         return y.to(device)
 
 
-def _flow_head(features: int, classes: int, context_features: int | None = None, *,
+def _flow_head(features: int, classes: int, context_features: int | None = None, threshold: float | None = None, *,
                prior: str | Sequence[float] | Tensor, **options) -> FlowClassHead:
     context_features = classes if context_features is None else context_features
     flow = conditional_flow(features, context_features, **options)
-    return FlowClassHead(flow, features, classes, context_features, prior)
+    return FlowClassHead(flow, features, classes, context_features, prior, threshold=threshold)
 
 
 def _normal_head(features: int, classes: int, *, prior: str | Sequence[float] | Tensor) -> GaussianClassHead:

@@ -22,6 +22,7 @@ from fastflow.nn.fused import _is_map, _plain
 from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.class_pairs import Coupling, Plan, Segment
 from fastflow.ops.factor_out import factored_channels
+from fastflow.ops.residual_coupling import MOST_FEATURES_CUDA
 
 
 def obstacle(layers: Iterable[nn.Module], shape: Sequence[int], contexts: Tensor) -> str:
@@ -144,6 +145,8 @@ def _obstacle(layer: AffineCoupling, width: int, contexts: Tensor) -> str:
     if net.context_features != context_features or expected != [
             None if each is None else tuple(each.shape) for each in found]:
         return "has a conditioner of other sizes than the halves and the classes' vectors"
+    if contexts.is_cuda and max(passive, active, hidden) > MOST_FEATURES_CUDA:
+        return f"has a half or a hidden layer of more than {MOST_FEATURES_CUDA} features, the most of the CUDA kernels"
     if any(each.dtype != contexts.dtype or each.device != contexts.device for each in found):
         return f"has a conditioner whose parameters are not {contexts.dtype} on {contexts.device} like contexts"
     return ""

@@ -30,8 +30,9 @@ def obstacle(flow: Callable, contexts: Tensor) -> str:
         return f"backend {_backend.forced()!r} was asked for"
     if under_transform():
         return "a torch.func transform or forward-mode AD is active"
-    if contexts.dtype not in (torch.float32, torch.float64):
-        return f"contexts has dtype {contexts.dtype}, expected float32 or float64"
+    served = (torch.float32,) if contexts.is_cuda else (torch.float32, torch.float64)
+    if contexts.dtype not in served:
+        return f"contexts has dtype {contexts.dtype} on {contexts.device}, expected {' or '.join(map(str, served))}"
     if _products(contexts) == torch.float16:
         return "autocast asks for float16, expected bfloat16"
     look = getattr(flow, "class_obstacle", None)

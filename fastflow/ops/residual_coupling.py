@@ -123,6 +123,8 @@ def _backward_fake(passive, z, table, weights, *settings):
     return z.new_empty(z.shape), z.new_empty(z.shape), grad_passive, table.new_empty(table.shape), grads
 
 
+MOST_FEATURES_CUDA = 512  # of P, A and H, for the CUDA kernels, which hold float32 state
+
 _SETTINGS = "int kind, float bias, float eps, float clamp, bool shift_first"
 forward_op = Op(
     "residual_coupling",

@@ -72,12 +72,14 @@ class FlowHead(Section):
     hidden: int = Field(256, ge=1)
     blocks: int = Field(4, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    threshold: float | None = Field(None, ge=0)  # backward leaves out responsibilities up to this; none: nothing
 
 
 class GaussianHead(Section):
     """`fastflow.nn.GaussianClassHead`: SCNF-GMM."""
 
     kind: Literal["gaussian"]
+    covariance: Literal["shared_diag", "class_diag", "isotropic", "shared_full", "class_full"] = "shared_diag"
 
 
 class NormalHead(Section):

@@ -13,7 +13,7 @@ struct Tensor {
 };
 
 struct Arguments {
-  Tensor z, means, log_scales, log_prior, labels, weights, marginal, grad_marginal, grad_picked, grad_scores;
+  Tensor z, means, log_scales, log_prior, labels, weights, marginal, scores, grad_marginal, grad_picked, grad_scores;
 };
 
 struct Results {
@@ -41,24 +41,21 @@ gaussian::Given<T> given_of(const Arguments& a) {
           a.log_scales.rows, a.log_scales.columns, {strided_of<int64_t>(a.labels), strided_of<T>(a.weights)}};
 }
 
-// Both return the bytes of memory that the kernels asked for.
 template <class T>
-int64_t forward(const Arguments& a, const Results& r, int multiprocessors, bool descending, int64_t) {
+void forward(const Arguments& a, const Results& r, int multiprocessors, bool descending, int64_t) {
   HostDevice device(multiprocessors, descending);
   gaussian::forward(device, given_of<T>(a), data_of<T>(r.marginal), data_of<T>(r.picked), data_of<T>(r.scores));
-  return device.allocated();
 }
 
 template <class T>
-int64_t backward(const Arguments& a, const Results& r, int multiprocessors, bool descending, int64_t rows_of_a_pass) {
+void backward(const Arguments& a, const Results& r, int multiprocessors, bool descending, int64_t rows_of_a_pass) {
   HostDevice device(multiprocessors, descending);
   const gaussian::Gradients<T> gradients = {
-      strided_of<T>(a.marginal), strided_of<T>(a.grad_marginal), strided_of<T>(a.grad_picked),
-      strided_of<T>(a.grad_scores), r.grad_z.data != nullptr, r.grad_means.data != nullptr,
-      r.grad_weights.data != nullptr, {r.grad_z.data, a.z.storage, a.z.columns}, data_of<T>(r.grad_means),
+      strided_of<T>(a.marginal), strided_of<T>(a.scores), strided_of<T>(a.grad_marginal),
+      strided_of<T>(a.grad_picked), strided_of<T>(a.grad_scores), r.grad_z.data != nullptr,
+      r.grad_means.data != nullptr, r.grad_weights.data != nullptr, {r.grad_z.data, a.z.storage, a.z.columns}, data_of<T>(r.grad_means),
       data_of<T>(r.grad_log_scales), data_of<T>(r.grad_log_prior), data_of<T>(r.grad_weights)};
   gaussian::backward(device, given_of<T>(a), gradients, rows_of_a_pass);
-  return device.allocated();
 }
 
 // Launches nothing and allocates nothing: keeps what it was asked for.
@@ -79,15 +76,18 @@ struct Plan {
   int multiprocessors() const { return count; }
 };
 
-// {bytes of forward, of backward, most blocks along x, y, z} for contiguous z and scales of each class and feature.
-extern "C" void plan(int64_t rows, int64_t classes, int64_t features, int multiprocessors, int64_t* found) {
+// {bytes of forward, of backward, most blocks along x, y, z} for contiguous z and scales of each class and feature, the
+// scores kept between them or not.
+extern "C" void plan(int64_t rows, int64_t classes, int64_t features, int multiprocessors, bool kept,
+                     int64_t* found) {
   float* const some = reinterpret_cast<float*>(16);
   const auto table = [&](int64_t lines) { return matrix<float>(some, Storage::float32, lines, features, features, 1); };
   const gaussian::Given<float> given = {table(rows), table(classes), {some, features, 1}, {some, 1, 0},
                                         classes, features, {}};
   Plan forward{0, {0, 0, 0}, multiprocessors}, backward = forward;
-  gaussian::forward(forward, given, some, some, static_cast<float*>(nullptr));
-  const gaussian::Gradients<float> all = {{some, 1, 0}, {some, 1, 0}, {}, {}, true, true, false,
+  gaussian::forward(forward, given, some, some, kept ? some : nullptr);
+  const Strided<float> scores = {kept ? some : nullptr, classes, 1};
+  const gaussian::Gradients<float> all = {{some, 1, 0}, scores, {some, 1, 0}, {}, {}, true, true, false,
                                           {some, Storage::float32, features}, some, some, some, some};
   gaussian::backward(backward, given, all, gaussian::rows_at_once(rows, classes, features));
   found[0] = forward.allocated, found[1] = backward.allocated;
@@ -95,10 +95,10 @@ extern "C" void plan(int64_t rows, int64_t classes, int64_t features, int multip
   found[4] = std::max(forward.most.z, backward.most.z);
 }
 
-#define EXPORT(name, T)                                                                               \
-  extern "C" int64_t name##_##T(const Arguments* a, const Results* r, int multiprocessors, bool descending, \
-                                int64_t rows_of_a_pass) {                                             \
-    return name<T>(*a, *r, multiprocessors, descending, rows_of_a_pass);                              \
+#define EXPORT(name, T)                                                                                    \
+  extern "C" void name##_##T(const Arguments* a, const Results* r, int multiprocessors, bool descending,   \
+                             int64_t rows_of_a_pass) {                                                     \
+    name<T>(*a, *r, multiprocessors, descending, rows_of_a_pass);                                          \
   }
 EXPORT(forward, float)
 EXPORT(forward, double)
