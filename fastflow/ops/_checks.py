@@ -91,17 +91,21 @@ def _is_wrapped(x: Tensor) -> bool:
     return type(x) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def check_finite(op: str, name: str, value: Tensor, or_impossible: bool = False) -> None:
-    """Raises ValueError for a NaN or an infinity, where looking costs nothing; `or_impossible` allows log 0, -inf."""
-    if not is_readable(value) or math.isfinite((value := value.detach()).sum()):
+def check_finite(op: str, or_impossible: str = "", **values: Tensor) -> None:
+    """Raises ValueError for a NaN or an infinity, where looking costs nothing; the value of the name `or_impossible`,
+    log-probabilities, may hold -inf."""
+    if not all(is_readable(value) for value in values.values()):
         return
-    bad = ~value.isfinite()
-    if or_impossible:
-        bad &= value != -torch.inf
-    if bool(bad.any()):
-        where = tuple(bad.nonzero()[0].tolist())
-        allowed = "finite numbers or -inf" if or_impossible else "finite numbers"
-        raise ValueError(f"{op}: {name} is {float(value[where])} at {where}, expected {allowed}")
+    if math.isfinite(sum(value.detach().sum().item() for value in values.values())):
+        return
+    for name, value in values.items():
+        bad = ~value.isfinite()
+        if name == or_impossible:
+            bad &= value != -torch.inf
+        if bool(bad.any()):
+            where = tuple(bad.nonzero()[0].tolist())
+            allowed = "finite numbers or -inf" if name == or_impossible else "finite numbers"
+            raise ValueError(f"{op}: {name} is {float(value[where])} at {where}, expected {allowed}")
 
 
 def check_labels(op: str, name: str, labels: object, rows: int, classes: int, unlabelled: bool) -> None:

@@ -79,8 +79,7 @@ def flow_class_scores(z: Tensor, flow: Callable[[Tensor, Tensor], tuple[Tensor, 
     if threshold is not None and not threshold >= 0:
         raise ValueError(f"{op}: threshold is {threshold}, expected None or a number of at least 0")
     check_device(op, z, contexts=contexts, log_prior=log_prior)
-    check_finite(op, "contexts", contexts)
-    check_finite(op, "log_prior", log_prior, or_impossible=True)
+    check_finite(op, or_impossible="log_prior", contexts=contexts, log_prior=log_prior)
     shape = (z.shape[0], contexts.shape[0])
     if obstacle(flow, contexts) or z.dtype != contexts.dtype or z.shape[1:] != flow.shape:
         z_h, log_det = flow(*repeated(z, contexts))

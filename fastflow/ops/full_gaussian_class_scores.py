@@ -110,9 +110,7 @@ def _checked(z: Tensor, means: Tensor, scale_tril: Tensor, log_prior: Tensor) ->
     if log_prior.shape != (classes,):
         raise bad_shape(op, "log_prior", log_prior, (classes,), "to match means")
     check_device(op, z, means=means, scale_tril=scale_tril, log_prior=log_prior)
-    check_finite(op, "means", means)
-    check_finite(op, "scale_tril", scale_tril)
-    check_finite(op, "log_prior", log_prior, or_impossible=True)
+    check_finite(op, or_impossible="log_prior", means=means, scale_tril=scale_tril, log_prior=log_prior)
     if is_readable(scale_tril) and not bool((scale_tril.diagonal(dim1=1, dim2=2) > 0).all()):
         least = float(scale_tril.diagonal(dim1=1, dim2=2).min())
         raise ValueError(f"{op}: scale_tril has {least} on its diagonal, expected positive scales")

@@ -216,8 +216,6 @@ def check(op: str, z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tens
     if log_prior.shape != (classes,):
         raise bad_shape(op, "log_prior", log_prior, (classes,), "to match means")
     check_device(op, z, means=means, log_scales=log_scales, log_prior=log_prior)
-    check_finite(op, "means", means)
-    check_finite(op, "log_scales", log_scales)
-    check_finite(op, "log_prior", log_prior, or_impossible=True)
+    check_finite(op, or_impossible="log_prior", means=means, log_scales=log_scales, log_prior=log_prior)
     dtype = compute_dtype(z)
     return z, means.to(dtype), log_scales.to(dtype), log_prior.to(dtype)

@@ -79,10 +79,10 @@ void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_
   static_cast<T*>(op.factor)[klass] = op.scaled ? T(0.5) : T(0.5 * ::exp(-2 * double(*s)));
 }
 
-// Sums over lanes of groups that end up in lanes class * rows + row.
+// Sums over lanes of groups that end up in lanes class * rows + row. What `ahead` rows hold is asked for on the way.
 template <bool scaled, int classes, class T>
 FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const* row, const T* mean, const T* inverse,
-                                       T* to) {
+                                       T* to, const T* const* ahead, int count_ahead) {
   constexpr int rows = row_group<T>;
   const int64_t pitch = padded(op.features), chunk = int64_t{chunk_vectors} * width<T>;
   Vec<T> total = {};
@@ -109,8 +109,12 @@ FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const
       }
     };
     int64_t d = start;
-    for (; d + width<T> <= end; d += width<T>) step(d, [](const T* from) { return load(from); });
+    for (; d + width<T> <= end; d += width<T>) {
+      for (int r = 0; r < count_ahead; ++r) __builtin_prefetch(ahead[r] + d);
+      step(d, [](const T* from) { return load(from); });
+    }
     if (d < end) {
+      for (int r = 0; r < count_ahead; ++r) __builtin_prefetch(ahead[r] + d);
       const int left = static_cast<int>(end - d);
       step(d, [left](const T* from) { return load(from, left); });
     }
@@ -123,15 +127,19 @@ FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const
 
 template <bool scaled, class T>
 void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
-  constexpr int rows = row_group<T>, line = 64 / sizeof(T);
+  constexpr int rows = row_group<T>;
   const T *const mean = static_cast<const T*>(op.mean), *const inverse = static_cast<const T*>(op.inverse_scale);
+  const int64_t all = op.block_classes;
+  // Of the rows to come, how many have been asked for when so many classes are done.
+  const auto asked = [&](int64_t classes) { return static_cast<int>((classes * rows + all - 1) / all); };
   for (int r = 0; r < tile.count; r += rows) {
-    for (int next = r + rows; next < smaller(r + 2 * rows, tile.count); ++next) {
-      for (int64_t d = 0; d < op.features; d += line) __builtin_prefetch(tile.row[next] + d);
-    }
-    in_parts<class_group<T>>(static_cast<int>(op.block_classes), [&](auto classes, int k) {
+    const T* const* const next = tile.row + r + rows;
+    const bool last = r + 2 * rows > tile_rows;
+    in_parts<class_group<T>>(static_cast<int>(all), [&](auto classes, int k) {
       const int64_t offset = k * padded(op.features);
-      energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r);
+      const int from = asked(k), count = last ? 0 : asked(k + classes) - from;
+      energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r,
+                                               next + from, count);
     });
   }
 }
