@@ -93,10 +93,11 @@ def _is_wrapped(x: Tensor) -> bool:
 
 def check_finite(op: str, or_impossible: str = "", **values: Tensor) -> None:
     """Raises ValueError for a NaN or an infinity, where looking costs nothing; the value of the name `or_impossible`,
-    log-probabilities, may hold -inf."""
-    if not all(is_readable(value) for value in values.values()):
+    log-probabilities, may hold -inf. The values are on one device."""
+    if not is_readable(next(iter(values.values()))):
         return
-    if math.isfinite(sum(value.detach().sum().item() for value in values.values())):
+    values = {name: value.detach() for name, value in values.items()}
+    if math.isfinite(sum([value.sum().item() for value in values.values()])):
         return
     for name, value in values.items():
         bad = ~value.isfinite()

@@ -196,7 +196,7 @@ def compute(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor, lab
     if backend == "reference" or under_transform():
         return reference(z, means, log_scales, log_prior, labels, weights, with_scores)
     given = (z, means, log_scales, log_prior, weights)
-    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in given):
+    if torch.is_grad_enabled() and any([value is not None and value.requires_grad for value in given]):
         return _GaussianClassScores.apply(*given, labels, with_scores, backend)
     kernel = _forward.kernel(backend, z.device.type)
     return kernel(z, means, log_scales, log_prior, labels, weights, with_scores)
@@ -218,4 +218,5 @@ def check(op: str, z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tens
     check_device(op, z, means=means, log_scales=log_scales, log_prior=log_prior)
     check_finite(op, or_impossible="log_prior", means=means, log_scales=log_scales, log_prior=log_prior)
     dtype = compute_dtype(z)
-    return z, means.to(dtype), log_scales.to(dtype), log_prior.to(dtype)
+    parameters = (means, log_scales, log_prior)
+    return z, *(each if each.dtype == dtype else each.to(dtype) for each in parameters)

@@ -39,13 +39,17 @@ struct Lane {
     const Lanes<T> labelled = labels >= 0, own = labels == splat(T(klass(k)));
     return select<T>(labelled, select<T>(own, splat<T>(1), Vec<T>{}), weight);
   }
-  // From the energies that are there.
-  void make_scores() const {
+  // From the energies that are there; returns the largest.
+  Vec<T> make_scores() const {
+    Vec<T> most = splat<T>(-INFINITY);
     for (int64_t k = 0; k < op.block_classes; ++k) {
-      const Vec<T> half = static_cast<const T*>(op.factor)[k] * load(score_at + k * tile_rows);
-      store(score_at + k * tile_rows, (static_cast<const T*>(op.constant)[k] - half) + static_cast<const T*>(op.rest)[k]);
+      const Vec<T> half = static_cast<const T*>(op.factor)[k] * score(k);
+      const Vec<T> own = (static_cast<const T*>(op.constant)[k] - half) + static_cast<const T*>(op.rest)[k];
+      store(score_at + k * tile_rows, own);
+      most = own > most ? own : most;
       if (op.energy != nullptr) store(static_cast<T*>(op.energy) + k * op.part_pitch + row - op.first_row, 2 * half);
     }
+    return most;
   }
   void read_scores() const {
     for (int64_t k = 0; k < op.block_classes; ++k) {
@@ -56,19 +60,16 @@ struct Lane {
 
 template <class T>
 void fold(const GaussianClasses& op, const Lane<T>& lane) {
+  const Vec<T> most_of_block = lane.make_scores();
   const int64_t row = lane.row, left = lane.left;
   T *const most_at = static_cast<T*>(op.marginal) + row, *const sum_at = static_cast<T*>(op.sum) + row;
   const bool first = op.first_class == 0, picks = op.labels != nullptr || op.weights.data != nullptr;
   const Vec<T> before = first ? splat<T>(-INFINITY) : load_up_to(most_at, left);
-  Vec<T> most = before;
-  for (int64_t k = 0; k < op.block_classes; ++k) {
-    const Vec<T> score = lane.score(k);
-    most = score > most ? score : most;
-  }
+  const Vec<T> most = most_of_block > before ? most_of_block : before;
   const Lanes<T> none = most == splat<T>(-INFINITY);  // no class can occur so far
   const Vec<T> base = select<T>(none, Vec<T>{}, most);
   Vec<T> sum = first ? Vec<T>{} : load_up_to(sum_at, left) * exp<T>(before - base);
-  for (int64_t k = 0; k < op.block_classes; ++k) sum += exp<T>(lane.score(k) - base);
+  for (int64_t k = 0; k < op.block_classes; ++k) sum += exp_below_overflow<T>(lane.score(k) - base);
   store_up_to(most_at, op.last_block ? base + log(split<T>(sum)) : most, left);
   store_up_to(sum_at, sum, left);
   T* const picked_at = static_cast<T*>(op.picked) + row;
@@ -95,15 +96,10 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
 template <class T, class Packed, class Each, class After>
 void over_tiles(const GaussianClasses& op, int64_t first_row, int64_t last_row, Packed packed, Each each, After after) {
   alignas(64) T scores[most_block_classes * tile_rows];
-  const bool saved = op.saved_scores.data != nullptr;
   for (int64_t row = first_row; row < last_row; row += tile_rows) {
     const RowTile<T> tile(op, row, last_row, packed(row));
-    if (!saved) energies(op, tile, scores);
-    for (int r = 0; r < tile.count; r += width<T>) {
-      const Lane<T> lane = {op, scores + r, row + r, tile.count - r};
-      saved ? lane.read_scores() : lane.make_scores();
-      each(lane);
-    }
+    if (op.saved_scores.data == nullptr) energies(op, tile, scores);
+    for (int r = 0; r < tile.count; r += width<T>) each(Lane<T>{op, scores + r, row + r, tile.count - r});
     after(tile, row);
   }
 }
@@ -117,6 +113,7 @@ void score(const GaussianClasses& op, int64_t first_row, int64_t last_row) {
 // The gradient of the loss with respect to every score of the lane, and what needs no more than that.
 template <class T>
 void differentiate(const GaussianClasses& op, const Lane<T>& lane) {
+  op.saved_scores.data == nullptr ? void(lane.make_scores()) : lane.read_scores();
   const int64_t row = lane.row, left = lane.left, place = row - op.first_row;
   const Vec<T> marginal = load_up_to(static_cast<const T*>(op.saved_marginal) + row, left);
   const Vec<T> grad_marginal =
@@ -126,7 +123,7 @@ void differentiate(const GaussianClasses& op, const Lane<T>& lane) {
   for (int64_t k = 0; k < op.block_classes; ++k) {
     const Vec<T> score = lane.score(k), chosen = lane.chosen(k, labels);
     const Lanes<T> impossible = score == splat<T>(-INFINITY), silent = impossible & (chosen == Vec<T>{});
-    const Vec<T> posterior = select<T>(impossible, Vec<T>{}, exp<T>(at_most(T(0), score - marginal)));
+    const Vec<T> posterior = select<T>(impossible, Vec<T>{}, exp_below_overflow<T>(at_most(T(0), score - marginal)));
     Vec<T> grad = op.grad_scores.data == nullptr ? Vec<T>{} : of_class<T>(op.grad_scores, row, left, lane.klass(k));
     grad += grad_marginal * posterior + grad_picked * chosen;
     store(static_cast<T*>(op.coefficient) + k * op.part_pitch + place, grad);
