@@ -63,10 +63,16 @@ class Plan(NamedTuple):
 
 
 class _Operands(NamedTuple):
-    """The tensors of one segment."""
+    """The tensors of one segment, and the dtype of the products."""
 
     affine: list[Tensor | None]
     nets: list[tuple[Tensor, list[Tensor]]]
+    products: torch.dtype
+
+    def net(self, index: int) -> tuple[Tensor, list[Tensor]]:
+        """(table, weights) as `residual_coupling` takes them: matrices cast when they are needed, not all at once."""
+        table, weights = self.nets[index]
+        return table, [each.to(self.products if each.dim() == 2 else each.dtype).contiguous() for each in weights]
 
 
 def class_pairs(z: Tensor, plan: Plan, products: torch.dtype, threshold: float | None) -> tuple[Tensor, Tensor]:
@@ -78,10 +84,10 @@ def class_pairs(z: Tensor, plan: Plan, products: torch.dtype, threshold: float |
                and always under torch.compile, which cannot ask the device: none
     """
     threshold = None if torch.compiler.is_compiling() else threshold
-    given = (plan.layout, products, threshold, _backend.forced(), z, plan.scales, *plan.tensors)
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given[4:]):
-        return _ClassPairs.apply(*given)
-    return _all_pairs(*given)[:2]
+    given = (_backend.forced(), z, plan.scales, *plan.tensors)
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given[1:]):
+        return _ClassPairs.apply(plan.layout, products, threshold, *given)
+    return _all_pairs(plan.layout, products, False, *given)[:2]
 
 
 def _operands(layout: tuple[Segment, ...], tensors: tuple[Tensor | None, ...], products: torch.dtype,
@@ -90,10 +96,8 @@ def _operands(layout: tuple[Segment, ...], tensors: tuple[Tensor | None, ...], p
     for segment in layout:
         affine, nets = [next(given) for _ in range(3 if segment.mapped else 0)], []
         for coupling in segment.couplings:
-            table, weights = next(given), [next(given) for _ in range(coupling.weights)]
-            weights = [each.to(products if each.dim() == 2 else each.dtype).contiguous() for each in weights]
-            nets.append((table, weights))
-        found.append(_Operands(affine, nets))
+            nets.append((next(given), [next(given) for _ in range(coupling.weights)]))
+        found.append(_Operands(affine, nets, products))
     return found
 
 
@@ -117,23 +121,27 @@ def _latents(layout: tuple[Segment, ...], states: list[Tensor]) -> Tensor:
 
 
 def _through(z: Tensor, layout: tuple[Segment, ...], operands: list[_Operands], scales: Tensor | None,
-             pairs: Tensor | None, kernel: Callable) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(log_det, z_h, the output of each segment) of the given pairs, or of all."""
-    state, log_det, states = z, None, []
-    for index, (segment, (affine, nets)) in enumerate(zip(layout, operands, strict=True)):
-        halves, shared = _halves(state, affine, segment.boundary), [index == 0] * 2
-        for coupling, (table, weights) in zip(segment.couplings, nets, strict=True):
+             pairs: Tensor | None, kernel: Callable, keep: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(log_det, z_h, the output of each segment or, unless they are kept, none) of the given pairs, or of all."""
+    state, log_det, states, left = z, None, [], []
+    for index, (segment, given) in enumerate(zip(layout, operands, strict=True)):
+        halves, shared = _halves(state, given.affine, segment.boundary), [index == 0] * 2
+        for position, coupling in enumerate(segment.couplings):
             active, passive = (0, 1) if coupling.first else (1, 0)
-            halves[active], log_det = kernel(halves[passive], halves[active], log_det, table, weights, pairs,
+            halves[active], log_det = kernel(halves[passive], halves[active], log_det, *given.net(position), pairs,
                                              shared[passive], shared[active], *coupling.settings)
             shared[active] = False
         if index == 0 and any(shared):
             classes = _classes(operands)
             halves = [half if not still else half.repeat_interleave(classes, 0) if pairs is None else
                       half[pairs // classes] for half, still in zip(halves, shared, strict=True)]
-        states.append(torch.cat(halves, 1))
-        state = states[-1][:, segment.leaving:]
-    z_h = _latents(layout, states)
+        state = torch.cat(halves, 1)
+        if keep:
+            states.append(state)
+        if index < len(layout) - 1:
+            left.append(state[:, : segment.leaving].clone())
+            state = state[:, segment.leaving :]
+    z_h = torch.cat([*left, state], 1)
     if scales is None:
         return log_det, z_h, states
     return log_det - 0.5 * (z_h / scales).square().sum(1), z_h.new_empty(0), states
@@ -151,7 +159,7 @@ def _back(z: Tensor, layout: tuple[Segment, ...], operands: list[_Operands], sca
     end = grad_z_h.shape[1] - states[-1].shape[1]
     grad = grad_z_h[:, end:]
     for index in range(len(layout) - 1, -1, -1):
-        segment, (affine, nets) = layout[index], operands[index]
+        segment, affine = layout[index], operands[index].affine
         if index < len(layout) - 1:
             grad, end = torch.cat([grad_z_h[:, end - segment.leaving : end], grad], 1), end - segment.leaving
         before = z if index == 0 else states[index - 1][:, layout[index - 1].leaving :]
@@ -159,13 +167,13 @@ def _back(z: Tensor, layout: tuple[Segment, ...], operands: list[_Operands], sca
                                for each in (states[index], grad))
         entering = _halves(z, affine, segment.boundary) if index == 0 else []
         of_nets = []
-        for position in range(len(nets) - 1, -1, -1):
-            coupling, (table, weights) = segment.couplings[position], nets[position]
+        for position in range(len(segment.couplings) - 1, -1, -1):
+            coupling = segment.couplings[position]
             active, passive = (0, 1) if coupling.first else (1, 0)
             shared = index == 0 and all(each.first == coupling.first for each in segment.couplings[:position])
             halves[active], grad_halves[active], grad_passive, grad_table, grad_weights = kernel(
-                entering[passive] if shared else halves[passive], halves[active], table, weights, pairs, shared,
-                *coupling.settings, grad_halves[active], grad_log_det)
+                entering[passive] if shared else halves[passive], halves[active], *operands[index].net(position),
+                pairs, shared, *coupling.settings, grad_halves[active], grad_log_det)
             grad_halves[passive] = grad_halves[passive] + grad_passive
             of_nets = [grad_table, *grad_weights, *of_nets]
         grad = torch.cat(grad_halves, 1)
@@ -219,25 +227,25 @@ def _chosen_chunks(z: Tensor, layout: tuple[Segment, ...], chosen: Tensor) -> It
             yield slice(first, last), pairs
 
 
-def _all_pairs(layout, products, threshold, backend, z, scales, *tensors) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(log_det, z_h, the segments' outputs or, where they take more than MOST_KEPT bytes, none)."""
+def _all_pairs(layout, products, keep, backend, z, scales, *tensors) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(log_det, z_h, the segments' outputs or, unless they are kept and take at most MOST_KEPT bytes, none)."""
     kernel = forward_op.kernel(backend, z.device.type)
     with torch.autocast(z.device.type, enabled=False):
         operands = _operands(layout, tensors, products)
         chunks = _row_chunks(z, layout, _classes(operands))
-        if len(chunks) == 1:
-            return _through(z, layout, operands, scales, None, kernel)
-        found = [_through(z[rows], layout, operands, scales, None, kernel)[:2] for rows in chunks]
+        if keep and len(chunks) == 1:
+            return _through(z, layout, operands, scales, None, kernel, keep=True)
+        found = [_through(z[rows], layout, operands, scales, None, kernel, keep=False)[:2] for rows in chunks]
     return *(torch.cat(each) for each in zip(*found, strict=True)), []
 
 
 class _ClassPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layout, products, threshold, backend, z, scales, *tensors):
-        log_det, z_h, states = _all_pairs(layout, products, threshold, backend, z, scales, *tensors)
+        log_det, z_h, states = _all_pairs(layout, products, threshold is None, backend, z, scales, *tensors)
         ctx.layout, ctx.products, ctx.threshold, ctx.backend = layout, products, threshold, backend
         ctx.inputs = 2 + len(tensors)
-        ctx.save_for_backward(z, scales, *tensors, *(states if threshold is None else ()))
+        ctx.save_for_backward(z, scales, *tensors, *states)
         if scales is not None:
             ctx.mark_non_differentiable(z_h)
         return log_det, z_h
@@ -271,7 +279,7 @@ class _ClassPairs(torch.autograd.Function):
             grads = [grad_log_det[results], grad_z_h if scales is not None else grad_z_h[results]]
             if pairs is not None:
                 grads = [grads[0][pairs], grads[1] if scales is not None else grads[1][pairs]]
-            outputs = states or _through(z[rows], layout, operands, scales, pairs, forward)[2]
+            outputs = states or _through(z[rows], layout, operands, scales, pairs, forward, keep=True)[2]
             grad_z[rows], *found = _back(z[rows], layout, operands, scales, pairs, outputs, backward, *grads)
             total = found if total is None else [
                 None if mine is None else mine + other for mine, other in zip(total, found, strict=True)]
@@ -284,7 +292,8 @@ class _ClassPairs(torch.autograd.Function):
         """Under create_graph=True the gradients themselves are differentiated: only the reference can be."""
         # A layer that comes twice has its tensors twice among the inputs: each place has a gradient of its own.
         z, scales, *tensors = apart = [None if each is None else each.view_as(each) for each in inputs]
-        log_det, z_h, _ = _through(z, ctx.layout, _operands(ctx.layout, tensors, ctx.products), scales, None, reference)
+        log_det, z_h, _ = _through(z, ctx.layout, _operands(ctx.layout, tensors, ctx.products), scales, None, reference,
+                                    keep=False)
         outputs, grads = ((log_det,), (grad_log_det,)) if scales is not None else (
             (log_det, z_h), (grad_log_det, grad_z_h))
         wanted = [each for each, need in zip(apart, asked, strict=True) if need]
