@@ -137,7 +137,7 @@ void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* 
     const bool last = r + 2 * rows > tile_rows;
     in_parts<class_group<T>>(static_cast<int>(all), [&](auto classes, int k) {
       const int64_t offset = k * padded(op.features);
-      const int from = asked(k), count = last ? 0 : asked(k + classes) - from;
+      const int from = last ? 0 : asked(k), count = last ? 0 : asked(k + classes) - from;
       energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r,
                                                next + from, count);
     });
