@@ -198,7 +198,8 @@ def test_three_products_of_tf32_round_like_float32(depth):
     assert worse >= 2 * error
 
 
-# {start of a name and of template arguments: kernels an architecture has, registers}: none spills; of 256 threads with 255 registers one block fits, with 128 two.
+# {start of a name and of template arguments: kernels an architecture has, registers}: none spills; of 256 threads with
+# 255 registers one block fits, with 128 two.
 BUDGETS = {
     "pack_kernel": (4, 32), "first_layer_kernel": (6, 255), "kernel": (6, 255), "backward_kernel": (6, 255),
     "column_sums_kernel": (2, 48), "class_sums_kernel": (2, 48), "reduce_kernel": (1, 40),
