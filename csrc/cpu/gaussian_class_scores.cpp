@@ -99,8 +99,11 @@ class Classes {
     for (op.first_class = 0; op.first_class < op.classes; op.first_class += size) {
       op.block_classes = std::min(size, op.classes - op.first_class);
       op.last_block = op.first_class + size >= op.classes;
-      torch::stable::parallel_for(0, op.block_classes, std::max<int64_t>(1, grain / (8 * pitch)),
-                                  [&](int64_t first, int64_t last) { kernel(op, first, last); });
+      if (present_ != op.first_class) {
+        torch::stable::parallel_for(0, op.block_classes, std::max<int64_t>(1, grain / (8 * pitch)),
+                                    [&](int64_t first, int64_t last) { kernel(op, first, last); });
+        present_ = op.first_class;
+      }
       run();
     }
   }
@@ -119,6 +122,7 @@ class Classes {
 
  private:
   Tensor labels_;
+  int64_t present_ = -1;  // first class of the block whose parameters are there
   Scratch mean_, inverse_scale_, mean_of_, inverse_scale_of_, constant_, factor_, rest_;
 };
 
