@@ -16,7 +16,7 @@ struct Coefficients {
   int64_t classes;
 
   template <class Tile>
-  FASTFLOW_KERNEL void take(const Tile& tile, Row&, int thread) const {
+  FASTFLOW_DEVICE void take(const Tile& tile, Row&, int thread) const {
     for (int i = thread; i < tile.rows * tile.classes; i += Tile::threads) {
       const int r = i / tile.classes, j = i % tile.classes;
       const int64_t b = tile.row + r, k = tile.klass + j, label = choice.label(b);
@@ -33,10 +33,10 @@ struct Coefficients {
     }
   }
 
-  FASTFLOW_KERNEL void finish(const Row&, int64_t, int64_t, int, int) const {}
+  FASTFLOW_DEVICE void finish(const Row&, int64_t, int64_t, int, int) const {}
 
   // At most 1, also where scores are so large that another order of summation moved them.
-  FASTFLOW_KERNEL static T posterior(T score, T marginal) {
+  FASTFLOW_DEVICE static T posterior(T score, T marginal) {
     if (score == -INFINITY) return 0;
     const T above = score - marginal;
     return std::exp(above > 0 ? T(0) : above);
@@ -54,14 +54,14 @@ struct CoefficientKernel {
     int64_t row, klass;
     int rows, classes;
 
-    FASTFLOW_KERNEL T score(int i, int j) const { return scores.at(row + i, klass + j); }
+    FASTFLOW_DEVICE T score(int i, int j) const { return scores.at(row + i, klass + j); }
   };
   Strided<T> scores;
   int64_t all_rows;
   Coefficients<T> coefficients;
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared&, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared&, const Block& block) const {
     const int64_t row = block.x() * rows, klass = block.y() * classes;
     const int some_rows = int(smaller(rows, all_rows - row));
     const int some_classes = int(smaller(classes, coefficients.classes - klass));

@@ -26,7 +26,7 @@ struct PrepareKernel {
   T *inverse_scales, *constants;
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared& shared, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared& shared, const Block& block) const {
     const int64_t klass = block.x(), row = scale_rows == 1 ? 0 : klass;
     double sum = 0;
     for (int64_t d = block.thread(); d < scale_columns; d += threads) {
@@ -75,7 +75,7 @@ struct ScoreTile {
   int64_t row, klass;
   int rows, classes;
 
-  FASTFLOW_KERNEL T score(int i, int j) const {
+  FASTFLOW_DEVICE T score(int i, int j) const {
     T sum = energy[0][i][j];
     FASTFLOW_UNROLL for (int lane = 1; lane < S::feature_lanes; ++lane) sum += energy[lane][i][j];
     return constants[klass + j] - sum;
@@ -103,7 +103,7 @@ struct ScoreKernel {
   Epilogue epilogue;
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared& shared, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared& shared, const Block& block) const {
     const int thread = block.thread();
     const int64_t row = block.x() * S::rows, first = block.y() * part, end = smaller(first + part, means.rows);
     typename Epilogue::Row state = {};
@@ -125,11 +125,11 @@ struct ScoreKernel {
     epilogue.finish(state, row, block.y(), thread, S::rows);
   }
 
-  FASTFLOW_KERNEL static int class_lane(int thread) { return thread % S::class_lanes; }
-  FASTFLOW_KERNEL static int feature_lane(int thread) { return thread / S::class_lanes % S::feature_lanes; }
-  FASTFLOW_KERNEL static int row_lane(int thread) { return thread / (S::class_lanes * S::feature_lanes); }
+  FASTFLOW_DEVICE static int class_lane(int thread) { return thread % S::class_lanes; }
+  FASTFLOW_DEVICE static int feature_lane(int thread) { return thread / S::class_lanes % S::feature_lanes; }
+  FASTFLOW_DEVICE static int row_lane(int thread) { return thread / (S::class_lanes * S::feature_lanes); }
 
-  FASTFLOW_KERNEL void load(Chunk& chunk, int64_t row, int64_t klass, int64_t feature, int thread) const {
+  FASTFLOW_DEVICE void load(Chunk& chunk, int64_t row, int64_t klass, int64_t feature, int thread) const {
     const int i = thread / S::fours, j = thread % S::fours;
     Four values[S::rows / step], mean[S::classes / step], scale[S::classes / step];
     z.load(row + i, step, feature + 4 * j, values);
@@ -143,7 +143,7 @@ struct ScoreKernel {
   }
 
   // Adds the sums of squares of the chunk. `count` classes of each thread exist.
-  FASTFLOW_KERNEL static void add(const Chunk& chunk, int count, int thread,
+  FASTFLOW_DEVICE static void add(const Chunk& chunk, int count, int thread,
                                   T (&total)[S::thread_rows][S::thread_classes]) {
     T sum[S::thread_rows][S::thread_classes] = {};
     const int row = row_lane(thread), klass = class_lane(thread);
@@ -169,7 +169,7 @@ struct ScoreKernel {
     }
   }
 
-  FASTFLOW_KERNEL void leave(T (&energy)[S::feature_lanes][S::rows][S::classes + 1], int64_t klass, int thread,
+  FASTFLOW_DEVICE void leave(T (&energy)[S::feature_lanes][S::rows][S::classes + 1], int64_t klass, int thread,
                              const T (&total)[S::thread_rows][S::thread_classes]) const {
     FASTFLOW_UNROLL for (int c = 0; c < S::thread_classes; ++c) {
       const int j = class_lane(thread) + c * S::class_lanes;
@@ -190,13 +190,13 @@ struct Choice {
   Strided<int64_t> labels;  // [B], negative where there is none
   Strided<T> weights;       // [B, K]
 
-  FASTFLOW_KERNEL int64_t label(int64_t row) const { return labels.data == nullptr ? -1 : labels.at(row); }
+  FASTFLOW_DEVICE int64_t label(int64_t row) const { return labels.data == nullptr ? -1 : labels.at(row); }
   Choice from_row(int64_t row) const { return {labels.from_row(row), weights.from_row(row)}; }
 };
 
 // A class of weight 0 contributes 0 even where its score is -inf.
 template <class T>
-FASTFLOW_KERNEL T moved(T weight, T score) {
+FASTFLOW_DEVICE T moved(T weight, T score) {
   return weight == 0 && score == -INFINITY ? T(0) : score;
 }
 
@@ -205,14 +205,14 @@ template <class T>
 struct LogSum {
   T top = -INFINITY, sum = 0;
 
-  FASTFLOW_KERNEL T base() const { return top == -INFINITY ? T(0) : top; }
-  FASTFLOW_KERNEL void raise(T score) {
+  FASTFLOW_DEVICE T base() const { return top == -INFINITY ? T(0) : top; }
+  FASTFLOW_DEVICE void raise(T score) {
     if (!(score > top)) return;
     sum *= std::exp(top - score);
     top = score;
   }
-  FASTFLOW_KERNEL void add(T score) { sum += std::exp(score - base()); }
-  FASTFLOW_KERNEL T value() const { return base() + std::log(sum); }
+  FASTFLOW_DEVICE void add(T score) { sum += std::exp(score - base()); }
+  FASTFLOW_DEVICE T value() const { return base() + std::log(sum); }
 };
 
 // The forward pass: one thread a row goes through its scores.
@@ -228,7 +228,7 @@ struct Reductions {
   int64_t rows, classes;
 
   template <class Tile>
-  FASTFLOW_KERNEL void take(const Tile& tile, Row& row, int thread) const {
+  FASTFLOW_DEVICE void take(const Tile& tile, Row& row, int thread) const {
     if (thread < tile.rows) {
       T top = row.marginal.top;
       for (int j = 0; j < tile.classes; ++j) top = tile.score(thread, j) > top ? tile.score(thread, j) : top;
@@ -254,7 +254,7 @@ struct Reductions {
     }
   }
 
-  FASTFLOW_KERNEL void finish(const Row& row, int64_t first_row, int64_t part, int thread, int tile_rows) const {
+  FASTFLOW_DEVICE void finish(const Row& row, int64_t first_row, int64_t part, int thread, int tile_rows) const {
     const int64_t b = first_row + thread;
     if (thread >= tile_rows || b >= rows) return;
     if (parts != nullptr) {
@@ -277,7 +277,7 @@ struct CombineKernel {
   T *marginal, *picked;
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared&, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared&, const Block& block) const {
     const int64_t b = block.x() * threads + block.thread();
     if (b >= rows) return;
     Row whole = {};

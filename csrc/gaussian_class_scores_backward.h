@@ -10,7 +10,7 @@ namespace fastflow::gaussian {
 
 // A class that cannot occur has c = 0, which times infinity would be no number.
 template <class T>
-FASTFLOW_KERNEL T squared(T scale) {
+FASTFLOW_DEVICE T squared(T scale) {
   constexpr T most = sizeof(T) == sizeof(float) ? T(3.4e38) : T(1.7e308);
   const T square = scale * scale;
   return square < most ? square : most;
@@ -40,7 +40,7 @@ struct ParameterKernel {
   T *sums, *coefficient_sums;  // [parts, 2, K, D], [parts, K]
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared& shared, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared& shared, const Block& block) const {
     const int thread = block.thread(), lane = thread % lanes, warp = thread / lanes;
     const int64_t feature = block.x() * features + lane * thread_features, klass = block.y() * classes;
     const int count = int(smaller(classes, means.rows - klass));
@@ -88,7 +88,7 @@ struct ParameterKernel {
   }
 
   // The coefficients of the tile of rows, 0 outside; a thread's are all of class thread % classes. Returns their sum.
-  FASTFLOW_KERNEL T stage(Shared& shared, int64_t row, int64_t end, int64_t klass, int count, int thread) const {
+  FASTFLOW_DEVICE T stage(Shared& shared, int64_t row, int64_t end, int64_t klass, int count, int thread) const {
     const int k = thread % classes;
     T sum = 0;
     FASTFLOW_UNROLL for (int n = 0; n < staged; ++n) {
@@ -101,7 +101,7 @@ struct ParameterKernel {
   }
 
   // Class k's share of R rows: sums of the R first, then these to the others.
-  FASTFLOW_KERNEL static void add(const Shared& shared, int k, int lane, int warp, const Part (&value)[thread_rows],
+  FASTFLOW_DEVICE static void add(const Shared& shared, int k, int lane, int warp, const Part (&value)[thread_rows],
                                   Part (&grad)[thread_rows], Part& of_t, Part& of_squares) {
     const Part mean = shared.mean[k][lane], weight = shared.weight[k][lane];
     Vector<T, 4> c[thread_rows / 4];
@@ -121,7 +121,7 @@ struct ParameterKernel {
   }
 
   template <class Block>
-  FASTFLOW_KERNEL void leave(const Shared& shared, const Block& block, int64_t klass, int count, int thread) const {
+  FASTFLOW_DEVICE void leave(const Shared& shared, const Block& block, int64_t klass, int count, int thread) const {
     const int64_t all = means.rows * means.columns, first = block.x() * features;
     T* const own = sums + block.z() * 2 * all;
     for (int i = thread; i < 2 * count * features; i += threads) {
@@ -158,7 +158,7 @@ struct GradZKernel {
   Result<T> grad_z;
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared& shared, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared& shared, const Block& block) const {
     const int thread = block.thread(), lane = thread % lanes, group = thread / lanes;
     const int64_t first = block.x() * rows, row = first + group * thread_rows;
     const int64_t feature = block.y() * features + lane * thread_features;
@@ -191,7 +191,7 @@ struct GradZKernel {
     }
   }
 
-  FASTFLOW_KERNEL void stage(Shared& shared, int64_t row, int64_t klass, int64_t feature, int thread) const {
+  FASTFLOW_DEVICE void stage(Shared& shared, int64_t row, int64_t klass, int64_t feature, int thread) const {
     constexpr int step = threads / lanes, count = classes / step;
     const int lane = thread % lanes, c = thread / lanes;
     Part mean[count], scale[count];
@@ -220,7 +220,7 @@ struct FinishKernel {
   T *grad_means, *grad_log_scales, *grad_log_prior;  // the scales' [K, D], whatever shape they have
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared&, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared&, const Block& block) const {
     const int64_t across = features > 0 ? features : 1, i = block.x() * threads + block.thread();
     const int64_t k = i / across, d = i % across, all = classes * features;
     if (k >= classes) return;
@@ -252,7 +252,7 @@ struct SumKernel {
   T* to;
 
   template <class Block>
-  FASTFLOW_KERNEL void operator()(Shared& shared, const Block& block) const {
+  FASTFLOW_DEVICE void operator()(Shared& shared, const Block& block) const {
     const int64_t columns = shared_by_features ? 1 : features;
     const int64_t k = block.x() / columns, d = block.x() % columns;
     const int64_t across = shared_by_features ? features : 1, count = across * (shared_by_classes ? classes : 1);

@@ -31,14 +31,6 @@ struct Float16 {
   uint16_t bits;
 };
 
-template <class To, class From>
-FASTFLOW_HOST_DEVICE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "a value has as many bits after as before");
-  To to;
-  memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
 FASTFLOW_HOST_DEVICE inline float widen(float x) { return x; }
 FASTFLOW_HOST_DEVICE inline double widen(double x) { return x; }
 FASTFLOW_HOST_DEVICE inline float widen(BFloat16 x) { return bits_as<float>(uint32_t(x.bits) << 16); }
@@ -77,7 +69,7 @@ struct Matrix {
   // Rows first, first + step, ..., of each the N columns from `column` on, a multiple of N. Zeros outside. All are
   // asked for before the first is waited for.
   template <int N, int Count>
-  FASTFLOW_KERNEL void load(int64_t first, int step, int64_t from, Vector<T, N> (&to)[Count]) const {
+  FASTFLOW_DEVICE void load(int64_t first, int step, int64_t from, Vector<T, N> (&to)[Count]) const {
     if constexpr (sizeof(T) == sizeof(double)) {
       load_as<double>(first, step, from, to);
     } else if (storage == Storage::float32) {
@@ -90,7 +82,7 @@ struct Matrix {
   }
 
   template <class S, int N, int Count>
-  FASTFLOW_KERNEL void load_as(int64_t first, int step, int64_t from, Vector<T, N> (&to)[Count]) const {
+  FASTFLOW_DEVICE void load_as(int64_t first, int step, int64_t from, Vector<T, N> (&to)[Count]) const {
     Vector<S, N> stored[Count] = {};
     const S* here = static_cast<const S*>(data) + first * row + from * column;
     const int64_t stride = step * row;
@@ -136,7 +128,7 @@ struct Result {
   }
 
   template <int N>
-  FASTFLOW_KERNEL void store(int64_t i, int64_t from, const Vector<T, N>& value) const {
+  FASTFLOW_DEVICE void store(int64_t i, int64_t from, const Vector<T, N>& value) const {
     if constexpr (sizeof(T) == sizeof(double)) {
       store_as<double>(i, from, value);
     } else if (storage == Storage::float32) {
@@ -149,7 +141,7 @@ struct Result {
   }
 
   template <class S, int N>
-  FASTFLOW_KERNEL void store_as(int64_t i, int64_t from, const Vector<T, N>& value) const {
+  FASTFLOW_DEVICE void store_as(int64_t i, int64_t from, const Vector<T, N>& value) const {
     Vector<S, N> stored;
     FASTFLOW_UNROLL for (int m = 0; m < N; ++m) narrow(value.at[m], stored.at[m]);
     S* const to = static_cast<S*>(data) + i * columns + from;

@@ -180,6 +180,18 @@ def test_ten_thousand_standard_deviations_away(backend):
     assert torch.allclose(pull, -z, rtol=1e-3, atol=1.0)
 
 
+def test_the_expanded_form_loses_what_differences_keep(backend):
+    """z^2 - 2 z m + m^2 at means of 100 scales: why no matrix product makes the scores."""
+    means = 100 * torch.randn(10, 196)
+    z = means[torch.arange(64) % 10] + torch.randn(64, 196)
+    flat = (torch.zeros(1, 1), torch.zeros(10))
+    truth = gaussian_class_marginal(*(value.double() for value in (z, means, *flat)))
+    square = (z * z).sum(1, keepdim=True) - 2 * z @ means.T + (means * means).sum(1)
+    expanded = torch.logsumexp(-0.5 * square - 98 * math.log(2 * math.pi), 1)
+    assert (expanded.double() - truth).abs().max() > 0.1
+    assert (gaussian_class_marginal(z, means, *flat).double() - truth).abs().max() < 1e-3
+
+
 def test_extreme_scales(backend):
     """Scales at which squared differences leave float32's range before they are divided."""
     for log_scale in (-45.0, 60.0):

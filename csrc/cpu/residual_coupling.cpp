@@ -5,8 +5,7 @@
 // of the two products of a gradient. One Zen 4 core does 16 in a cycle in float, 32 of bfloat16 (vdpbf16ps). Moved
 // beyond the L2: for a tile of 112 results the weights, packed in each call (4 M bytes, 8 M backward), and 4 (P + 2 A)
 // bytes a result. So the multiply-adds decide: at H = 256, R = 4, P = A = 98 the floor is 10 us a result and core, 5 us
-// in bfloat16. Measured on one Zen 4 core of a busy machine, 2560 results of 10 classes, processor time: forward 28.9
-// ms, 102 GFLOP/s of the 115 that the inner loop does by itself, in bfloat16 14.8 ms; backward 101 and 52 ms.
+// in bfloat16. `python benchmarks/flow_head.py` measures the head that is made of it.
 //
 // Scratch: the packed weights; forward a tile's activations for each thread, 0.6 MB at H = 256; backward `chunk_bytes`
 // of activations and gradients, whatever the number of results.

@@ -30,22 +30,6 @@ struct alignas(2 * sizeof(T)) PairOf {
 };
 using Pair = PairOf<float>;
 
-FASTFLOW_HOST_DEVICE inline uint32_t bits_of(float value) {
-  union {
-    float value;
-    uint32_t bits;
-  } both = {value};
-  return both.bits;
-}
-
-FASTFLOW_HOST_DEVICE inline float float_of(uint32_t bits) {
-  union {
-    uint32_t bits;
-    float value;
-  } both = {bits};
-  return both.value;
-}
-
 // To the nearest, ties to even.
 FASTFLOW_HOST_DEVICE inline uint32_t bf16_pair(float first, float second) {
 #ifdef __CUDA_ARCH__
@@ -54,7 +38,7 @@ FASTFLOW_HOST_DEVICE inline uint32_t bf16_pair(float first, float second) {
   return pair;
 #else
   const auto rounded = [](float value) {
-    const uint32_t bits = bits_of(value);
+    const uint32_t bits = bits_as<uint32_t>(value);
     return value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fffu;
   };
   return rounded(first) | rounded(second) << 16;
@@ -68,10 +52,10 @@ FASTFLOW_HOST_DEVICE inline void store_pair(Bf16* to, Pair pair) {
 FASTFLOW_HOST_DEVICE inline Pair load_pair(const float* from) { return *reinterpret_cast<const Pair*>(from); }
 FASTFLOW_HOST_DEVICE inline Pair load_pair(const Bf16* from) {
   const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
-  return {float_of(pair << 16), float_of(pair & 0xffff0000u)};
+  return {bits_as<float>(pair << 16), bits_as<float>(pair & 0xffff0000u)};
 }
 FASTFLOW_HOST_DEVICE inline float load_one(const float* from) { return *from; }
-FASTFLOW_HOST_DEVICE inline float load_one(const Bf16* from) { return float_of(uint32_t(from->bits) << 16); }
+FASTFLOW_HOST_DEVICE inline float load_one(const Bf16* from) { return bits_as<float>(uint32_t(from->bits) << 16); }
 
 // The 16 bytes of a slice's row, of its four, in which chunk `chunk` lies: eight neighbouring rows of one chunk are in
 // different banks.

@@ -27,7 +27,7 @@ struct Operand<float, count> {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       high[i] = (bits[i] + 0x1000) & 0xffffe000u;
-      low[i] = bits_of(float_of(bits[i]) - float_of(high[i]));
+      low[i] = bits_as<uint32_t>(bits_as<float>(bits[i]) - bits_as<float>(high[i]));
     }
   }
 };

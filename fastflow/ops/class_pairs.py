@@ -10,9 +10,9 @@ once for all classes. Kept for backward are the outputs of the segments, as many
 Beyond that nothing is kept: both directions go through as many rows at a time as do, and backward computes forward
 again. Each coupling goes back from its output, by `residual_coupling_backward`.
 
-With a threshold backward leaves out the pairs whose share of their row's gradient is at most that: after a few epochs
-nearly all responsibilities vanish, and a row costs one or two pairs instead of K. Which pairs are left is known to the
-host only after a synchronisation, and forward keeps nothing, so that nothing is kept in vain.
+With a threshold backward leaves out the pairs whose share of their row's gradient is at most that: where a posterior is
+sharp, a row costs a pair or two instead of K. Which pairs are left is known to the host only after a synchronisation,
+so forward keeps nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -94,9 +94,8 @@ def _operands(layout: tuple[Segment, ...], tensors: tuple[Tensor | None, ...], p
               ) -> list[_Operands]:
     given, found = iter(tensors), []
     for segment in layout:
-        affine, nets = [next(given) for _ in range(3 if segment.mapped else 0)], []
-        for coupling in segment.couplings:
-            nets.append((next(given), [next(given) for _ in range(coupling.weights)]))
+        affine = [next(given) for _ in range(3 if segment.mapped else 0)]
+        nets = [(next(given), [next(given) for _ in range(each.weights)]) for each in segment.couplings]
         found.append(_Operands(affine, nets, products))
     return found
 

@@ -28,11 +28,14 @@ def reference(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor, l
               weights: Tensor | None, with_scores: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in differentiable PyTorch: (marginal, picked, scores), scores [0] unless asked for. z of any
     storage dtype, the others of its compute dtype, labels int64."""
-    z = z.to(compute_dtype(z))
-    distance = (z[:, None] - means) * torch.exp(-log_scales)
-    energy = (0.5 * distance * distance + log_scales).sum(-1)
-    scores = log_prior - energy - 0.5 * math.log(2 * math.pi) * z.shape[1]
+    distance = (z.to(compute_dtype(z))[:, None] - means) * torch.exp(-log_scales)
+    scores = _scores(distance, log_scales, log_prior)
     return scores.logsumexp(1), _picked(scores, labels, weights), scores if with_scores else scores.new_empty(0)
+
+
+def _scores(distance: Tensor, log_scales: Tensor, log_prior: Tensor) -> Tensor:
+    energy = (0.5 * distance * distance + log_scales).sum(-1)
+    return log_prior - energy - 0.5 * math.log(2 * math.pi) * distance.shape[2]
 
 
 def _picked(scores: Tensor, labels: Tensor | None, weights: Tensor | None) -> Tensor:
@@ -57,9 +60,7 @@ def backward_reference(
     v = z.to(compute_dtype(z))
     inverse_scale = torch.exp(-log_scales)
     distance = (v[:, None] - means) * inverse_scale
-    if scores is None:
-        energy = (0.5 * distance * distance + log_scales).sum(-1)
-        scores = log_prior - energy - 0.5 * math.log(2 * math.pi) * z.shape[1]
+    scores = _scores(distance, log_scales, log_prior) if scores is None else scores
     chosen = _chosen(scores, labels, weights)
     grad = torch.zeros_like(scores) if grad_scores is None else grad_scores
     if grad_marginal is not None:

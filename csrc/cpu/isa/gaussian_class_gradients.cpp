@@ -9,7 +9,7 @@ template <class T>
 void differentiate(const GaussianClasses& op, const Lane<T>& lane) {
   op.saved_scores.data == nullptr ? void(lane.make_scores()) : lane.read_scores();
   const int64_t row = lane.row, left = lane.left, place = row - op.first_row;
-  const Vec<T> marginal = load_up_to(static_cast<const T*>(op.saved_marginal) + row, left);
+  const Vec<T> marginal = load_part(static_cast<const T*>(op.saved_marginal) + row, left);
   const Vec<T> grad_marginal =
       op.grad_marginal.data == nullptr ? Vec<T>{} : of_class<T>(op.grad_marginal, row, left, 0);
   const Vec<T> grad_picked = op.grad_picked.data == nullptr ? Vec<T>{} : of_class<T>(op.grad_picked, row, left, 0);
@@ -83,8 +83,8 @@ void pull_tile(const GaussianClasses& op, const RowTile<T>& tile, int64_t row) {
       const int64_t left = op.features - d;
       Vec<T> sum[rows][1] = {};
       pull<scaled, rows, 1, T>(op, tile.row + first, place + first, d,
-                               [=](const T* from, int) { return load_up_to(from, left); }, sum);
-      finish(sum, d, 1, [=](T* at, Vec<T> v) { store_up_to<T>(at, fresh ? v : v + load_up_to(at, left), left); });
+                               [=](const T* from, int) { return load_part(from, left); }, sum);
+      finish(sum, d, 1, [=](T* at, Vec<T> v) { store_part<T>(at, fresh ? v : v + load_part(at, left), left); });
     }
   }
 }
@@ -111,7 +111,7 @@ constexpr int64_t rows_together = 32;  // summed by themselves
 
 template <class T>
 void add_to(T* to, Vec<T> v, int64_t left, bool fresh) {
-  store_up_to<T>(to, fresh ? v : v + load_up_to(to, left), left);
+  store_part<T>(to, fresh ? v : v + load_part(to, left), left);
 }
 
 // Of a few classes and vectors of features: sums over the part's rows of coefficient times (z - mean), and times its
@@ -172,13 +172,13 @@ FASTFLOW_INLINE void sum_over_part(const GaussianClasses& op, int64_t k, int64_t
       *to = T(value + (fresh ? 0 : *to));
     };
     const T total = scaled || d == 0 ? T(sum_of([&](int64_t row, int64_t left) {
-      return load_up_to(of_class + row, left);
+      return load_part(of_class + row, left);
     })) : 0;
     if (d == 0) add_to_one(op.grad_log_prior, total);
     if (!scaled && d == 0) {
       const T* const energy = static_cast<const T*>(op.energy) + (k + c) * op.part_pitch;
       add_to_one(op.grad_log_scales, sum_of([&](int64_t row, int64_t left) {
-        return load_up_to(of_class + row, left) * (load_up_to(energy + row, left) - T(op.features));
+        return load_part(of_class + row, left) * (load_part(energy + row, left) - T(op.features));
       }));
     }
     for (int v = 0; v < vectors; ++v) {
@@ -212,7 +212,7 @@ void sum_units(const GaussianClasses& op, int64_t first_unit, int64_t last_unit)
       for (; d < end; d += width<T>) {
         const int64_t left = op.features - d;
         sum_over_part<scaled, classes.value, 1, T>(op, first + k, d,
-                                                   [=](const T* at, int) { return load_up_to(at, left); });
+                                                   [=](const T* at, int) { return load_part(at, left); });
       }
     });
   }

@@ -10,16 +10,16 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
   const int64_t row = lane.row, left = lane.left;
   T *const most_at = static_cast<T*>(op.marginal) + row, *const sum_at = static_cast<T*>(op.sum) + row;
   const bool first = op.first_class == 0, picks = op.labels != nullptr || op.weights.data != nullptr;
-  const Vec<T> before = first ? splat<T>(-INFINITY) : load_up_to(most_at, left);
+  const Vec<T> before = first ? splat<T>(-INFINITY) : load_part(most_at, left);
   const Vec<T> most = most_of_block > before ? most_of_block : before;
   const Lanes<T> none = most == splat<T>(-INFINITY);  // no class can occur so far
   const Vec<T> base = select<T>(none, Vec<T>{}, most);
-  Vec<T> sum = first ? Vec<T>{} : load_up_to(sum_at, left) * exp<T>(before - base);
+  Vec<T> sum = first ? Vec<T>{} : load_part(sum_at, left) * exp<T>(before - base);
   for (int64_t k = 0; k < op.block_classes; ++k) sum += exp_below_overflow<T>(lane.score(k) - base);
-  store_up_to(most_at, op.last_block ? base + log(split<T>(sum)) : most, left);
-  store_up_to(sum_at, sum, left);
+  store_part(most_at, op.last_block ? base + log(split<T>(sum)) : most, left);
+  store_part(sum_at, sum, left);
   T* const picked_at = static_cast<T*>(op.picked) + row;
-  Vec<T> picked = first ? Vec<T>{} : load_up_to(picked_at, left);
+  Vec<T> picked = first ? Vec<T>{} : load_part(picked_at, left);
   if (picks) {
     const Vec<T> labels = labels_of<T>(op, row, left);
     for (int64_t k = 0; k < op.block_classes; ++k) {
@@ -28,7 +28,7 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
       picked += select<T>(silent, Vec<T>{}, chosen * lane.score(k));
     }
   }
-  store_up_to(picked_at, picked, left);
+  store_part(picked_at, picked, left);
   if (op.scores == nullptr) return;
   T* const scores = static_cast<T*>(op.scores) + row * op.classes + op.first_class;
   for (int64_t lane_row = 0; lane_row < smaller(left, width<T>); ++lane_row) {

@@ -45,15 +45,6 @@ struct RowTile {
   }
 };
 
-template <class T>
-FASTFLOW_INLINE Vec<T> load_up_to(const T* from, int64_t left) {
-  return left >= width<T> ? load(from) : load(from, static_cast<int>(left));
-}
-template <class T>
-FASTFLOW_INLINE void store_up_to(T* to, Vec<T> v, int64_t left) {
-  left >= width<T> ? store(to, v) : store(to, v, static_cast<int>(left));
-}
-
 // Parameters of one class, padded with what adds nothing to an energy; `apart` numbers from a feature to the next.
 template <class T>
 void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_scale, int64_t apart) {
@@ -144,21 +135,6 @@ void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* 
   }
 }
 
-template <class T, int... lane>
-FASTFLOW_INLINE void transpose(Vec<T>* rows, std::integer_sequence<int, lane...> lanes) {
-  for (int level = 1; level < width<T>; level *= 2) {
-    Vec<T> joined[width<T>];
-#pragma GCC unroll 16
-    for (int i = 0; i < width<T> / 2; ++i) {
-      const Pairs<T> both = pairs<T>(rows[2 * i], rows[2 * i + 1], lanes);
-      joined[i] = both.even;
-      joined[i + width<T> / 2] = both.odd;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < width<T>; ++i) rows[i] = joined[i];
-  }
-}
-
 // A vector of classes and as many rows, so that the energies can be transposed in registers; features [start, end), added
 // to those of the features before.
 template <bool scaled, class T>
@@ -193,7 +169,7 @@ FASTFLOW_INLINE void energies_of_square(const T* const* row, const T* mean, cons
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) total[r] += sum[r];
   }
-  transpose<T>(total, std::make_integer_sequence<int, width<T>>());
+  transpose<T>(total);
   for (int c = 0; c < width<T>; ++c) {
     T* const line = to + c * tile_rows;
     store<T>(line, start == 0 ? total[c] : total[c] + load(line));

@@ -53,4 +53,22 @@ FASTFLOW_INLINE Vec<T> lane_sums(Vec<T>* rows) {
   }
 }
 
+// A square block of as many vectors as they have lanes. Each round moves the lowest bit of a number's place to the top.
+template <class T>
+FASTFLOW_INLINE void transpose(Vec<T> (&rows)[width<T>]) {
+  constexpr std::make_integer_sequence<int, width<T>> lanes;
+#pragma GCC unroll 4
+  for (int round = 1; round < width<T>; round *= 2) {
+    Vec<T> even_first[width<T>];
+#pragma GCC unroll 8
+    for (int i = 0; i < width<T> / 2; ++i) {
+      const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1], lanes);
+      even_first[i] = joined.even;
+      even_first[i + width<T> / 2] = joined.odd;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width<T>; ++i) rows[i] = even_first[i];
+  }
+}
+
 }  // namespace fastflow::FASTFLOW_ISA

@@ -7,15 +7,6 @@
 
 namespace fastflow::FASTFLOW_ISA {
 
-template <class T>
-FASTFLOW_INLINE void store_part(T* to, Vec<T> v, int64_t count) {
-  if (count >= width<T>) {
-    store(to, v);
-  } else if (count > 0) {
-    store(to, v, static_cast<int>(count));
-  }
-}
-
 // The row of an operand that is dense: in place, or copied to `line`.
 template <class T>
 const T* dense_row(const Operand& operand, int64_t row, int64_t count, void* line) {

@@ -138,6 +138,21 @@ FASTFLOW_INLINE void store(T* to, Vec<T> v, int count) {
 }
 #endif
 
+// Of `count` numbers, which may be more than a vector has, fewer, or none.
+template <class T>
+FASTFLOW_INLINE Vec<T> load_part(const T* from, int64_t count) {
+  if (count >= width<T>) return load(from);
+  return count > 0 ? load(from, static_cast<int>(count)) : Vec<T>{};
+}
+template <class T>
+FASTFLOW_INLINE void store_part(T* to, Vec<T> v, int64_t count) {
+  if (count >= width<T>) {
+    store(to, v);
+  } else if (count > 0) {
+    store(to, v, static_cast<int>(count));
+  }
+}
+
 // As condition ? a : b, where the condition may come from outside of a loop: GCC 12 fails on that for doubles in SSE2.
 template <class T>
 FASTFLOW_INLINE Vec<T> select(Lanes<T> condition, Vec<T> a, Vec<T> b) {
