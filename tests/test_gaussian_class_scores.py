@@ -131,7 +131,7 @@ def _assert_everything_is_right(forward, grads):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scales", SCALE_SHAPES)
 @pytest.mark.parametrize(("rows", "classes", "features"), [
-    (1, 1, 1), (70, 3, 17), (65, 10, 64), (300, 37, 9), (131, 130, 33), (20, 7, 2100)])
+    (1, 1, 1), (70, 3, 17), (65, 10, 64), (300, 37, 9), (131, 130, 33), (1100, 20, 67), (20, 7, 2100)])
 def test_ops(rows, classes, features, scales, dtype):
     _assert_everything_is_right(*_everything(rows, classes, features, dtype, scales, seed=rows + classes))
 

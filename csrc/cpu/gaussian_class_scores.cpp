@@ -1,13 +1,15 @@
 // gaussian_class_scores and its backward for dispatch key CPU.
 //
-// Read: z once for every block of classes, and the parameters; written: 2 numbers a row. Scratch: a block of classes, at
-// most 768 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of arithmetic a
-// tile of it a thread (backward: 256 rows of it). Computed for each row, class and feature: a subtraction and 2 fused or
-// plain multiplications (isotropic: 1); backward 6, or 4 from kept scores (isotropic: 3). An AVX-512 core does 16
-// multiplications and 16 additions in a cycle.
+// Read: z once for every block of classes, backward twice, and the parameters; written: 2 numbers a row. Scratch: a block
+// of classes, at most 768 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of
+// arithmetic a tile of it a thread; backward for up to 1024 rows a number a class of the block and, four times, its sums.
+// Computed for each row, class and feature: a subtraction and 2 fused or plain multiplications (isotropic: 1); backward a
+// subtraction, an addition and 3 multiplications, and those of forward again unless scores were kept. A Zen 4 core does
+// 16 multiplications and 16 additions in a cycle: 2 cycles for 16 of them, 3 or 5 backward, are the floor.
 #include "gaussian_class_scores.h"
 
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -18,22 +20,26 @@ namespace fastflow {
 namespace {
 
 constexpr int64_t block_bytes = 768 * 1024, most_block_classes = 128;
-constexpr int64_t part_rows = 256;
+// Backward: rows of a part. Where features are few, several slices make work for as many threads.
+int64_t part_rows_of(int64_t features) { return (features < 256 ? 4 : 1) * gaussian_slice_rows; }
+int64_t slices_of(int64_t rows) { return (rows + gaussian_slice_rows - 1) / gaussian_slice_rows; }
 constexpr int64_t unit_rows = 16;  // of parallel work: no two threads meet in a vector of rows
 
 struct alignas(64) Line {
   char bytes[64];
 };
-// Numbers of the dtype of arithmetic, aligned.
+// Numbers of the dtype of arithmetic, aligned and not cleared, kept until more are asked for.
 class Scratch {
  public:
   void* reserve(const GaussianClasses& op, int64_t count) {
-    lines_.resize((count * (op.in_double ? 8 : 4) + 63) / 64);
-    return lines_.data();
+    const int64_t lines = (count * (op.in_double ? 8 : 4) + 63) / 64;
+    if (lines > lines_) memory_.reset(new Line[lines]), lines_ = lines;
+    return memory_.get();
   }
 
  private:
-  std::vector<Line> lines_;
+  std::unique_ptr<Line[]> memory_;
+  int64_t lines_ = 0;
 };
 
 Strided strided(const Tensor& values) { return {values.data_ptr(), values.stride(0), values.dim() > 1 ? values.stride(1) : 0}; }
@@ -68,25 +74,25 @@ class Classes {
     op.prior_stride = log_prior.stride(0);
     op.labels = labels ? static_cast<const int64_t*>(labels_.data_ptr()) : nullptr;
     op.weights = strided(weights);
-    // A sum over lanes costs as much as a vector of features; where lanes are classes, the last vector is partly idle.
-    // Backward must choose alike: a score of another order of summation is another score, far from the means.
-    const int64_t lanes = instruction_set() == InstructionSet::avx512 ? 16 : 8;
-    const auto whole = [=](int64_t count) { return (count + lanes - 1) / lanes * lanes; };
-    op.lanes_are_classes = whole(op.classes) * op.features < op.classes * (whole(op.features) + lanes);
   }
 
   bool direct() const { return op.z_dtype == (op.in_double ? float64 : float32) && (op.z_feature == 1 || op.features == 1); }
 
+  // Classes of a block; the last may have fewer.
+  int64_t block_size() const {
+    const int64_t bytes = 2 * padded(op.features) * (op.in_double ? 8 : 4);
+    const int64_t most = std::min<int64_t>(block_bytes / bytes, most_block_classes) / 16 * 16;
+    return std::min(op.classes, most > 0 ? most : std::max<int64_t>(4, block_bytes / bytes / 4 * 4));
+  }
+
   // Calls run() for every block of classes, whose parameters are there.
   template <class Run>
   void for_each_block(bool differentiates, Run run) {
-    const int64_t pitch = padded(op.features), bytes = 2 * pitch * (op.in_double ? 8 : 4);
-    const int64_t most = std::min<int64_t>(block_bytes / bytes, most_block_classes) / 16 * 16;
-    const int64_t size = std::min(padded(op.classes), most > 0 ? most : std::max<int64_t>(4, block_bytes / bytes / 4 * 4));
+    const int64_t pitch = padded(op.features), size = block_size();
     const int64_t numbers = padded(size) * pitch;
     op.mean = mean_.reserve(op, numbers);
     op.inverse_scale = inverse_scale_.reserve(op, op.scaled ? numbers : 0);
-    if (!op.lanes_are_classes) {
+    if (lane_classes(size) == 0) {
       op.mean_of = op.mean, op.inverse_scale_of = op.inverse_scale;
     } else if (differentiates) {
       op.mean_of = mean_of_.reserve(op, numbers);
@@ -98,6 +104,7 @@ class Classes {
     const auto kernel = FASTFLOW_KERNEL(gaussian_class_block);
     for (op.first_class = 0; op.first_class < op.classes; op.first_class += size) {
       op.block_classes = std::min(size, op.classes - op.first_class);
+      op.lane_classes = lane_classes(op.block_classes);
       op.last_block = op.first_class + size >= op.classes;
       if (present_ != op.first_class) {
         torch::stable::parallel_for(0, op.block_classes, std::max<int64_t>(1, grain / (8 * pitch)),
@@ -111,8 +118,8 @@ class Classes {
   // Calls kernel(op, first_row, last_row) for [first, last), `work` multiplications a row, class and feature.
   template <class Kernel>
   void over_rows_of(int64_t first, int64_t last, int64_t work, Kernel kernel) const {
-    const int64_t of_unit = unit_rows * op.block_classes * op.features * work;
-    torch::stable::parallel_for(0, (last - first + unit_rows - 1) / unit_rows, 1 + 8 * grain / (1 + of_unit),
+    const int64_t of_unit = unit_rows * op.block_classes * (16 + op.features * work);  // an exponential takes as many
+    torch::stable::parallel_for(0, (last - first + unit_rows - 1) / unit_rows, 1 + 8 * grain / of_unit,
                                 [&](int64_t from, int64_t to) {
                                   kernel(first + from * unit_rows, std::min(first + to * unit_rows, last));
                                 });
@@ -121,6 +128,16 @@ class Classes {
   GaussianClasses op = {};
 
  private:
+  // How many of a block's classes lie in lanes: whole vectors of them, and those beyond unless features in lanes, which
+  // end in a sum over lanes, are less work. The same backward: far from the means another order of summation is another
+  // score.
+  int64_t lane_classes(int64_t classes) const {
+    const InstructionSet set = instruction_set();
+    const int64_t bytes = set == InstructionSet::avx512 ? 64 : set == InstructionSet::avx2 ? 32 : 16;
+    const int64_t lanes = bytes / (op.in_double ? 8 : 4), beyond = classes % lanes;
+    return beyond * ((op.features + lanes - 1) / lanes + 1) < op.features ? classes - beyond : classes;
+  }
+
   Tensor labels_;
   int64_t present_ = -1;  // first class of the block whose parameters are there
   Scratch mean_, inverse_scale_, mean_of_, inverse_scale_of_, constant_, factor_, rest_;
@@ -196,8 +213,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   op.grad_picked = strided(grad_picked);
   op.grad_scores = strided(grad_scores);
   op.grad_weights = with_weights ? grad_weights.data_ptr() : nullptr;
-  Scratch coefficient, energy, packed, wide_grad_z, scale_sums;
-  op.part_pitch = padded(std::min(part_rows, rows));
+  const int64_t part_rows = std::min(part_rows_of(features), rows), block = all.block_size();
+  Scratch coefficient, energy, packed, wide_grad_z, scale_sums, sums;
+  op.part_pitch = padded(part_rows);
   if (!all.direct()) op.packed = packed.reserve(op, part_rows * features);
   const bool narrows = with_z && op.z_dtype != (op.in_double ? float64 : float32);
   void* const wide = narrows ? wide_grad_z.reserve(op, part_rows * features) : nullptr;
@@ -206,10 +224,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   op.grad_log_prior = grad_log_prior.data_ptr();
   op.grad_log_scales = reduces || !op.scaled ? scale_sums.reserve(op, op.scaled ? classes * features : classes)
                                              : grad_log_scales.data_ptr();
-  op.coefficient = coefficient.reserve(op, most_block_classes * op.part_pitch);
-  if (!op.scaled && with_parameters) op.energy = energy.reserve(op, most_block_classes * op.part_pitch);
+  op.coefficient = coefficient.reserve(op, block * op.part_pitch);
+  if (!op.scaled && with_parameters) op.energy = energy.reserve(op, block * op.part_pitch);
+  if (with_parameters) op.sums = sums.reserve(op, slices_of(part_rows) * block * 2 * padded(features));
   const auto differentiate = FASTFLOW_KERNEL(gaussian_class_coefficients);
-  const auto sum_rows = FASTFLOW_KERNEL(gaussian_class_parameters);
+  const auto pull = FASTFLOW_KERNEL(gaussian_class_gradients);
+  const auto add_sums = FASTFLOW_KERNEL(gaussian_class_parameters);
   for (op.first_row = 0; op.first_row < rows; op.first_row += part_rows) {
     op.part_rows = std::min(part_rows, rows - op.first_row);
     char* const part_z = with_z ? static_cast<char*>(grad_z.data_ptr()) + op.first_row * features * bytes_of[op.z_dtype]
@@ -217,13 +237,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     op.grad_z = narrows ? wide : part_z;
     op.narrow_grad_z = narrows ? part_z : nullptr;
     all.for_each_block(true, [&] {
-      all.over_rows_of(op.first_row, op.first_row + op.part_rows, op.scaled ? 4 : 2,
+      const int64_t again = op.saved_scores.data != nullptr ? 0 : op.scaled ? 2 : 1;
+      all.over_rows_of(op.first_row, op.first_row + op.part_rows, again,
                        [&](int64_t first, int64_t last) { differentiate(op, first, last); });
-      if (!with_parameters) return;
-      const int64_t groups = (op.block_classes + gaussian_group_classes - 1) / gaussian_group_classes;
-      const int64_t of_unit = gaussian_group_classes * gaussian_group_features * op.part_rows * 2;
-      torch::stable::parallel_for(0, groups * gaussian_feature_groups(op), 1 + 8 * grain / of_unit,
-                                  [&](int64_t first, int64_t last) { sum_rows(op, first, last); });
+      if (with_z || with_parameters) {
+        const int64_t groups = (features + gaussian_unit_features - 1) / gaussian_unit_features;
+        const int64_t of_unit = 3 * op.block_classes * gaussian_unit_features * std::min(gaussian_slice_rows, op.part_rows);
+        torch::stable::parallel_for(0, slices_of(op.part_rows) * groups, 1 + 8 * grain / of_unit,
+                                    [&](int64_t first, int64_t last) { pull(op, first, last); });
+      }
+      if (with_parameters) {
+        torch::stable::parallel_for(0, op.block_classes, 1 + grain / (1 + features),
+                                    [&](int64_t first, int64_t last) { add_sums(op, first, last); });
+      }
     });
   }
   if (with_parameters && (reduces || !op.scaled)) {

@@ -16,7 +16,6 @@ struct Strided {
 struct GaussianClasses {
   bool in_double;
   bool scaled;           // the scale varies with the feature, or is too far from 1 to be multiplied by at the end
-  bool lanes_are_classes;  // in the energies; otherwise lanes are features
   int64_t rows, classes, features;
   const char* z;
   Dtype z_dtype;
@@ -28,7 +27,8 @@ struct GaussianClasses {
   Strided weights;                      // [rows, K]
 
   int64_t first_class, block_classes;
-  void *mean, *inverse_scale;           // for the energies, as `lanes_are_classes` says; both padded
+  int64_t lane_classes;                 // for the energies the first so many classes are lanes, of the others features are
+  void *mean, *inverse_scale;           // for the energies; both padded
   void *mean_of, *inverse_scale_of;     // backward: [block_classes, features padded]; may be the same
   // score = constant - factor energy + rest. The rest is what rounding took from the constant: the same for every row, it
   // would add up in sums over rows.
@@ -48,16 +48,13 @@ struct GaussianClasses {
   void *coefficient, *energy;           // [block_classes, part_pitch]: d loss / d score; sum of squares, or nullptr
   void* grad_z;                         // [part_rows, features], in the dtype of arithmetic; nullptr: not asked for
   char* narrow_grad_z;                  // the same in z's dtype, once it is complete; nullptr where that is the same
+  void* sums;                           // see gaussian_class_gradients; nullptr: not asked for
   void* grad_weights;                   // [rows, K]; nullptr: not asked for
   void *grad_means, *grad_log_scales, *grad_log_prior;  // [K, D], [K, D] where scaled else [K], [K]
 };
 
-constexpr int64_t gaussian_group_classes = 4, gaussian_group_features = 32;
-
-// Internal linkage: the copies of several instruction sets must not be merged.
-static inline int64_t gaussian_feature_groups(const GaussianClasses& op) {
-  return (op.features + gaussian_group_features - 1) / gaussian_group_features;
-}
+// Backward: rows summed by themselves, before another slice's sums are added; features of a unit of work.
+constexpr int64_t gaussian_slice_rows = 256, gaussian_unit_features = 16;
 
 }  // namespace fastflow
 
@@ -67,5 +64,9 @@ FASTFLOW_DECLARE_KERNEL(gaussian_class_block, GaussianClasses)
 FASTFLOW_DECLARE_KERNEL(gaussian_class_scores, GaussianClasses)
 // Rows of the part. `packed` is the whole part.
 FASTFLOW_DECLARE_KERNEL(gaussian_class_coefficients, GaussianClasses)
-// The unit is a group of classes and one of features, class groups of gaussian_group_classes first.
+// The unit is a slice of the part's rows and gaussian_unit_features features, of one slice all features first. Adds to
+// grad_z and leaves in sums [slices, block_classes, 2, features padded] those of coefficient (z - mean) and, where
+// scaled, of coefficient (z - mean)^2.
+FASTFLOW_DECLARE_KERNEL(gaussian_class_gradients, GaussianClasses)
+// The unit is a class of the block: adds the part's sums to the parameters' gradients.
 FASTFLOW_DECLARE_KERNEL(gaussian_class_parameters, GaussianClasses)

@@ -69,8 +69,9 @@ def check_log_det(op: str, x: Tensor, log_det: object) -> None:
 
 def check_device(op: str, x: Tensor, **others: Tensor | None) -> None:
     """Raises ValueError unless every given tensor is on the device of x."""
+    device = x.device
     for name, value in others.items():
-        if value is not None and value.device != x.device:
+        if value is not None and value.device != device:
             raise bad_device(op, name, value, x)
 
 
@@ -96,11 +97,13 @@ def check_finite(op: str, or_impossible: str = "", **values: Tensor) -> None:
     log-probabilities, may hold -inf. The values are on one device."""
     if not is_readable(next(iter(values.values()))):
         return
-    values = {name: value.detach() for name, value in values.items()}
-    if math.isfinite(sum([value.sum().item() for value in values.values()])):
+    total = 0.0
+    for value in values.values():
+        total += (value.detach() if value.requires_grad else value).sum().item()
+    if math.isfinite(total):
         return
     for name, value in values.items():
-        bad = ~value.isfinite()
+        bad = ~value.detach().isfinite()
         if name == or_impossible:
             bad &= value != -torch.inf
         if bool(bad.any()):

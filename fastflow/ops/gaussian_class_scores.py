@@ -6,7 +6,7 @@
     marginal[b]  = logsumexp_k scores[b, k]
     picked[b]    = scores[b, labels[b]] where labels[b] >= 0, else sum_k weights[b, k] scores[b, k], without weights 0
 
-[B, K, D] never exists in memory, and [B, K] only where it is asked for, or in training is at most a twentieth of z.
+[B, K, D] never exists in memory, and [B, K] only where it is asked for, or in training is at most a sixteenth of z.
 Differences are taken first and squared then: the expanded form z^2 - 2 z m + m^2 loses |m|^2 / scale^2 roundings.
 SCNF-GMM (Atanov et al. 2019, arXiv 1905.00505), FlowGMM (Izmailov et al. 2020, arXiv 1912.13025, eq. 2).
 """
@@ -21,7 +21,7 @@ from fastflow.ops._checks import bad_shape, check_device, check_finite, check_fl
 from fastflow.ops._define import Op, under_transform
 
 _BLOCK = 2**24  # elements of [rows, K, D] that the fallback holds at a time
-_FEW = 20  # features for each class from which on keeping the scores is cheap
+_FEW = 16  # features for each class from which on keeping the scores is cheap
 
 
 def reference(z: Tensor, means: Tensor, log_scales: Tensor, log_prior: Tensor, labels: Tensor | None,
@@ -149,7 +149,7 @@ _backward = Op(
 
 
 class _GaussianClassScores(torch.autograd.Function):
-    """Saves what it was given, the marginal, and the scores where they are asked for or at most a twentieth of z;
+    """Saves what it was given, the marginal, and the scores where they are asked for or at most a sixteenth of z;
     otherwise backward computes them again, a tile at a time."""
 
     @staticmethod

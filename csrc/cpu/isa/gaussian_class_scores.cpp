@@ -41,18 +41,20 @@ void fold(const GaussianClasses& op, const Lane<T>& lane) {
 template <class T>
 void score(const GaussianClasses& op, int64_t first_row, int64_t last_row) {
   over_tiles<T>(op, first_row, last_row, [&](int64_t) { return static_cast<T*>(op.packed); },
-                [&](const Lane<T>& lane) { fold(op, lane); }, [](const RowTile<T>&, int64_t) {});
+                [&](const Lane<T>& lane) { fold(op, lane); });
 }
 
 template <class T>
 void derive(const GaussianClasses& op, int64_t first, int64_t last) {
   for (int64_t klass = first; klass < last; ++klass) {
     const int64_t pitch = padded(op.features), line = klass * pitch;
-    if (op.lanes_are_classes) {
+    if (klass < op.lane_classes) {
       const int64_t offset = klass / width<T> * width<T> * pitch + klass % width<T>;
       derive_class(op, klass, static_cast<T*>(op.mean) + offset, static_cast<T*>(op.inverse_scale) + offset, width<T>);
+    } else {
+      derive_class(op, klass, static_cast<T*>(op.mean) + line, static_cast<T*>(op.inverse_scale) + line, 1);
     }
-    if (op.mean_of != nullptr) {
+    if (op.mean_of != nullptr && op.mean_of != op.mean) {
       derive_class(op, klass, static_cast<T*>(op.mean_of) + line, static_cast<T*>(op.inverse_scale_of) + line, 1);
     }
   }

@@ -1,7 +1,8 @@
 // A block of Gaussian classes and the energies of a tile of rows under it: sum over d of ((z - mean) / scale)^2.
 //
-// Lanes are features where classes are few: nothing is transposed, and a sum over lanes ends each energy. Where they are
-// many, lanes are classes and a number of z meets a vector of them. Either way the energies of a class lie side by side.
+// Whole vectors of classes are lanes: a number of z meets a vector of them. Of the classes beyond, features are lanes where
+// that is less work (see lane_classes): nothing is transposed, and a sum over lanes ends each energy. Either way the
+// energies of a class lie side by side.
 #pragma once
 
 #include "convert.h"
@@ -22,6 +23,13 @@ constexpr int class_group = width<T> < 4 ? width<T> : 4;
 template <class T>
 constexpr int row_group = width<T> / class_group<T>;
 
+// Where so few features are left over from whole vectors, those of a group's rows share one, row after row.
+template <class T>
+int left_over(const GaussianClasses& op) {
+  const int left = static_cast<int>(op.features % width<T>);
+  return left <= class_group<T> ? left : 0;
+}
+
 template <class T>
 const T* at(const Strided& values, int64_t row, int64_t column) {
   return static_cast<const T*>(values.data) + row * values.row + column * values.column;
@@ -32,6 +40,7 @@ template <class T>
 struct RowTile {
   const T* row[tile_rows];
   int count;
+  alignas(64) T left_over[tile_rows * class_group<T>];  // see there; of each group of rows a vector
 
   // `packed` holds tile_rows * features numbers; it is used where z cannot be read as it lies.
   RowTile(const GaussianClasses& op, int64_t first, int64_t last, T* packed) {
@@ -42,10 +51,16 @@ struct RowTile {
     const T* const data = direct ? reinterpret_cast<const T*>(from) : packed;
     const int64_t pitch = direct ? op.z_row : op.features;
     for (int r = 0; r < tile_rows; ++r) row[r] = data + (r < count ? r : count - 1) * pitch;
+    const int left = FASTFLOW_ISA::left_over<T>(op);
+    for (int r = 0; r < tile_rows && left > 0; ++r) {
+      T* const to = left_over + r * class_group<T>;
+      for (int d = 0; d < class_group<T>; ++d) to[d] = d < left ? row[r][op.features - left + d] : T(0);
+    }
   }
 };
 
-// Parameters of one class, padded with what adds nothing to an energy; `apart` numbers from a feature to the next.
+// Parameters of one class, padded with what adds nothing to an energy, or where features are left over with those again
+// for each row of a group; `apart` numbers from a feature to the next.
 template <class T>
 void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_scale, int64_t apart) {
   const int64_t k = op.first_class + klass;
@@ -61,6 +76,11 @@ void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_
     const Vec<T> inverse = exp<T>(-log_scale);
     for (int lane = 0; lane < width<T>; ++lane) inverse_scale[(d + lane) * apart] = lane < left ? inverse[lane] : T(0);
   }
+  const int64_t whole = op.features / width<T> * width<T>;
+  for (int64_t d = whole + class_group<T>; apart == 1 && left_over<T>(op) > 0 && d < whole + width<T>; ++d) {
+    mean[d] = mean[d - class_group<T>];
+    if (op.scaled) inverse_scale[d] = inverse_scale[d - class_group<T>];
+  }
   constexpr double half_log_two_pi = 0.91893853320467274178;
   const double prior = static_cast<const T*>(op.log_prior)[k * op.prior_stride];
   const double log_scales = (total[0] + total[1]) + (total[2] + total[3]);
@@ -73,12 +93,24 @@ void derive_class(const GaussianClasses& op, int64_t klass, T* mean, T* inverse_
 // Sums over lanes of groups that end up in lanes class * rows + row. What `ahead` rows hold is asked for on the way.
 template <bool scaled, int classes, class T>
 FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const* row, const T* mean, const T* inverse,
-                                       T* to, const T* const* ahead, int count_ahead) {
+                                       T* to, const T* left_over, const T* const* ahead, int count_ahead) {
   constexpr int rows = row_group<T>;
   const int64_t pitch = padded(op.features), chunk = int64_t{chunk_vectors} * width<T>;
+  const int64_t whole = op.features / width<T> * width<T>, features = left_over == nullptr ? op.features : whole;
   Vec<T> total = {};
-  for (int64_t start = 0; start < op.features; start += chunk) {
-    const int64_t end = smaller(op.features, start + chunk);
+  if (left_over != nullptr) {
+    Vec<T> sum[classes];
+    const Vec<T> z = load(left_over);
+#pragma GCC unroll 4
+    for (int c = 0; c < classes; ++c) {
+      Vec<T> t = z - load(mean + c * pitch + whole);
+      if constexpr (scaled) t *= load(inverse + c * pitch + whole);
+      sum[c] = t * t;
+    }
+    total = lane_sums<T, classes, class_group<T>>(sum);
+  }
+  for (int64_t start = 0; start < features; start += chunk) {
+    const int64_t end = smaller(features, start + chunk);
     Vec<T> sum[classes * rows];
 #pragma GCC unroll 16
     for (Vec<T>& each : sum) each = Vec<T>{};
@@ -120,17 +152,18 @@ template <bool scaled, class T>
 void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
   constexpr int rows = row_group<T>;
   const T *const mean = static_cast<const T*>(op.mean), *const inverse = static_cast<const T*>(op.inverse_scale);
-  const int64_t all = op.block_classes;
+  const int64_t all = op.block_classes - op.lane_classes;
+  const int left = left_over<T>(op);
   // Of the rows to come, how many have been asked for when so many classes are done.
   const auto asked = [&](int64_t classes) { return static_cast<int>((classes * rows + all - 1) / all); };
   for (int r = 0; r < tile.count; r += rows) {
     const T* const* const next = tile.row + r + rows;
     const bool last = r + 2 * rows > tile_rows;
-    in_parts<class_group<T>>(static_cast<int>(all), [&](auto classes, int k) {
-      const int64_t offset = k * padded(op.features);
-      const int from = last ? 0 : asked(k), count = last ? 0 : asked(k + classes) - from;
+    in_parts<class_group<T>>(static_cast<int>(all), [&](auto classes, int done) {
+      const int64_t k = op.lane_classes + done, offset = k * padded(op.features);
+      const int from = last ? 0 : asked(done), count = last ? 0 : asked(done + classes) - from;
       energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r,
-                                               next + from, count);
+                                               left > 0 ? tile.left_over + r * class_group<T> : nullptr, next + from, count);
     });
   }
 }
@@ -183,7 +216,7 @@ void energies_by_classes(const GaussianClasses& op, const RowTile<T>& tile, T* t
   for (int64_t start = 0; start < op.features; start += chunk_features) {
     const int64_t end = smaller(op.features, start + chunk_features);
     for (int r = 0; r < tile.count; r += width<T>) {
-      for (int64_t k = 0; k < op.block_classes; k += width<T>) {
+      for (int64_t k = 0; k < op.lane_classes; k += width<T>) {
         const int64_t offset = k * padded(op.features);
         energies_of_square<scaled>(tile.row + r, mean + offset, inverse + offset, start, end, to + k * tile_rows + r);
       }
@@ -194,11 +227,9 @@ void energies_by_classes(const GaussianClasses& op, const RowTile<T>& tile, T* t
 // to [block_classes padded, tile_rows]; beyond the tile's rows and the block's classes it holds anything.
 template <class T>
 void energies(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
-  if (op.lanes_are_classes) {
-    op.scaled ? energies_by_classes<true>(op, tile, to) : energies_by_classes<false>(op, tile, to);
-  } else {
-    op.scaled ? energies_by_features<true>(op, tile, to) : energies_by_features<false>(op, tile, to);
-  }
+  if (op.lane_classes > 0) op.scaled ? energies_by_classes<true>(op, tile, to) : energies_by_classes<false>(op, tile, to);
+  if (op.lane_classes == op.block_classes) return;
+  op.scaled ? energies_by_features<true>(op, tile, to) : energies_by_features<false>(op, tile, to);
 }
 
 }  // namespace fastflow::FASTFLOW_ISA

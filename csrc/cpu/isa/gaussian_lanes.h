@@ -57,15 +57,14 @@ struct Lane {
   }
 };
 
-// Calls each(lane) for all rows, a vector of them at a time, and then, a tile at a time, after(tile, its first row).
-template <class T, class Packed, class Each, class After>
-void over_tiles(const GaussianClasses& op, int64_t first_row, int64_t last_row, Packed packed, Each each, After after) {
+// Calls each(lane) for all rows, a vector of them at a time.
+template <class T, class Packed, class Each>
+void over_tiles(const GaussianClasses& op, int64_t first_row, int64_t last_row, Packed packed, Each each) {
   alignas(64) T scores[most_block_classes * tile_rows];
   for (int64_t row = first_row; row < last_row; row += tile_rows) {
     const RowTile<T> tile(op, row, last_row, packed(row));
     if (op.saved_scores.data == nullptr) energies(op, tile, scores);
     for (int r = 0; r < tile.count; r += width<T>) each(Lane<T>{op, scores + r, row + r, tile.count - r});
-    after(tile, row);
   }
 }
 
