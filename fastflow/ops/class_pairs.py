@@ -7,8 +7,11 @@ Pair b K + k is row b with class k. Up to the first coupling nothing depends on 
 row of z: the first map, and what the first coupling makes of its passive half by the first linear layer, are computed
 once for all classes. Kept for backward are the outputs of the segments, as many numbers a pair as their widths sum to
 (4.7 KB in the published head of SCNF, 2 % of what its layers would keep), while these take at most MOST_KEPT bytes.
-Beyond that nothing is kept: both directions go through as many rows at a time as do, and backward computes forward
-again. Each coupling goes back from its output, by `residual_coupling_backward`.
+Beyond that nothing is kept, and backward computes forward again for as many rows at a time as do. Each coupling goes
+back from its output, by `residual_coupling_backward`.
+
+Where nothing is kept, a CPU goes forward through as many rows at a time as have states of MOST_HELD bytes. A coupling
+packs its weights anew for each of these chunks, which takes as long as about ten pairs.
 
 With a threshold backward leaves out the pairs whose share of their row's gradient is at most that: where a posterior is
 sharp, a row costs a pair or two instead of K. Which pairs are left is known to the host only after a synchronisation,
@@ -27,6 +30,7 @@ from fastflow import _backend
 from fastflow.ops.residual_coupling import backward_op, forward_op, reference
 
 MOST_KEPT = 2**28  # bytes
+MOST_HELD = 2**19
 
 
 class Coupling(NamedTuple):
@@ -125,6 +129,7 @@ def _through(z: Tensor, layout: tuple[Segment, ...], operands: list[_Operands], 
     state, log_det, states, left = z, None, [], []
     for index, (segment, given) in enumerate(zip(layout, operands, strict=True)):
         halves, shared = _halves(state, given.affine, segment.boundary), [index == 0] * 2
+        del state  # or it would take its memory until the couplings are through
         for position, coupling in enumerate(segment.couplings):
             active, passive = (0, 1) if coupling.first else (1, 0)
             halves[active], log_det = kernel(halves[passive], halves[active], log_det, *given.net(position), pairs,
@@ -209,8 +214,15 @@ def _most_pairs(z: Tensor, layout: tuple[Segment, ...]) -> int:
     return max(1, MOST_KEPT // (numbers * z.element_size()))
 
 
-def _row_chunks(z: Tensor, layout: tuple[Segment, ...], classes: int) -> list[slice]:
-    rows, step = z.shape[0], max(1, _most_pairs(z, layout) // classes)
+def _most_held(z: Tensor, layout: tuple[Segment, ...]) -> int:
+    """How many pairs go forward together where nothing is kept; compiled, all that can: a graph of any number of rows."""
+    if z.device.type != "cpu" or torch.compiler.is_compiling():
+        return _most_pairs(z, layout)
+    return MOST_HELD // (z.shape[1] * z.element_size())
+
+
+def _row_chunks(rows: int, classes: int, most_pairs: int) -> list[slice]:
+    step = max(1, most_pairs // classes)
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)] or [slice(0, 0)]
 
 
@@ -231,9 +243,10 @@ def _all_pairs(layout, products, keep, backend, z, scales, *tensors) -> tuple[Te
     kernel = forward_op.kernel(backend, z.device.type)
     with torch.autocast(z.device.type, enabled=False):
         operands = _operands(layout, tensors, products)
-        chunks = _row_chunks(z, layout, _classes(operands))
-        if keep and len(chunks) == 1:
+        rows, classes = z.shape[0], _classes(operands)
+        if keep and rows * classes <= _most_pairs(z, layout):
             return _through(z, layout, operands, scales, None, kernel, keep=True)
+        chunks = _row_chunks(rows, classes, _most_held(z, layout))
         found = [_through(z[rows], layout, operands, scales, None, kernel, keep=False)[:2] for rows in chunks]
     return *(torch.cat(each) for each in zip(*found, strict=True)), []
 
@@ -267,7 +280,7 @@ class _ClassPairs(torch.autograd.Function):
         forward, backward = (op.kernel(ctx.backend, z.device.type) for op in (forward_op, backward_op))
         classes = _classes(operands)
         if ctx.threshold is None:
-            chunks = [(rows, None) for rows in _row_chunks(z, layout, classes)]
+            chunks = [(rows, None) for rows in _row_chunks(z.shape[0], classes, _most_pairs(z, layout))]
         else:
             share = grad_log_det.view(-1, classes).abs()
             # A NaN is not below any threshold: it must reach the gradients.
