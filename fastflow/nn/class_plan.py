@@ -21,7 +21,7 @@ from fastflow.nn.diagonal_normal import DiagonalNormal
 from fastflow.nn.factor_out import FactorOut
 from fastflow.nn.fused import _is_map, _plain
 from fastflow.ops.channel_map import ChannelMap
-from fastflow.ops.class_pairs import Coupling, Plan, Segment
+from fastflow.ops.class_walk import Coupling, Plan, Segment
 from fastflow.ops.factor_out import factored_channels
 from fastflow.ops.residual_coupling import MOST_FEATURES_CUDA
 
