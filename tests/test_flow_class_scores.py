@@ -164,7 +164,7 @@ def test_activations_take_an_eighth_of_the_memory():
 
 
 def test_memory_is_bounded_for_any_number_of_rows(monkeypatch):
-    """Beyond MOST_KEPT and MOST_HELD more pairs cost the numbers that a pair must have: score, log_det and their gradients."""
+    """More rows cost the numbers that their pairs must have: score, log_det and their gradients."""
     head = make_head(FLOWS["two levels"](), dtype=torch.float32)
     monkeypatch.setattr(class_pairs, "MOST_KEPT", 2**15)
     monkeypatch.setattr(class_pairs, "MOST_HELD", 2**13)

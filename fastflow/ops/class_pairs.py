@@ -7,7 +7,7 @@ widths sum to (4.7 KB in the published head of SCNF, 2 % of what its layers woul
 MOST_KEPT bytes. Beyond that nothing is kept, and backward computes forward again for as many rows at a time as do.
 
 Where nothing is kept, a CPU goes forward through as many rows at a time as have states of MOST_HELD bytes: each chunk
-packs the weights anew, which takes about 1 % of the time of such a one, and the memory of one serves the next.
+packs the weights anew, and the memory of one serves the next.
 
 With a threshold backward leaves out the pairs whose share of their row's gradient is at most that: where a posterior is
 sharp, a row costs a pair or two instead of K. Which pairs are left is known to the host only after a synchronisation,
