@@ -62,7 +62,7 @@ class Operands(NamedTuple):
 
 
 def operands_of(layout: tuple[Segment, ...], tensors: tuple[Tensor | None, ...], products: torch.dtype,
-              ) -> list[Operands]:
+                ) -> list[Operands]:
     given, found = iter(tensors), []
     for segment in layout:
         affine = [next(given) for _ in range(3 if segment.mapped else 0)]
@@ -91,7 +91,7 @@ def _latents(layout: tuple[Segment, ...], states: list[Tensor]) -> Tensor:
 
 
 def through(z: Tensor, layout: tuple[Segment, ...], operands: list[Operands], scales: Tensor | None,
-             pairs: Tensor | None, kernel: Callable, keep: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+            pairs: Tensor | None, kernel: Callable, keep: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(log_det, z_h, the output of each segment or, unless they are kept, none) of the given pairs, or of all."""
     state, log_det, states, left, end = z, None, [], [], 0
     for index, (segment, given) in enumerate(zip(layout, operands, strict=True)):
@@ -119,8 +119,8 @@ def through(z: Tensor, layout: tuple[Segment, ...], operands: list[Operands], sc
 
 
 def back(z: Tensor, layout: tuple[Segment, ...], operands: list[Operands], scales: Tensor | None,
-          pairs: Tensor | None, states: list[Tensor], kernel: Callable, grad_log_det: Tensor, grad_z_h: Tensor,
-          ) -> list[Tensor | None]:
+         pairs: Tensor | None, states: list[Tensor], kernel: Callable, grad_log_det: Tensor, grad_z_h: Tensor,
+         ) -> list[Tensor | None]:
     """The gradients of z [B, D], scales and the tensors of the plan."""
     grad_scales, grads = None, []
     if scales is not None:
