@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from fastflow.nn.diagonal_normal import DiagonalNormal
 from fastflow.nn.factor_out import FactorOut
 from fastflow.nn.fused import _is_map, _plain
 from fastflow.ops.channel_map import ChannelMap
-from fastflow.ops.class_pairs import Coupling, Plan, Segment
+from fastflow.ops.class_walk import Coupling, Plan, Segment
 from fastflow.ops.factor_out import factored_channels
 from fastflow.ops.residual_coupling import MOST_FEATURES_CUDA
 
@@ -64,15 +65,18 @@ def class_plan(layers: Iterable[nn.Module], features: int, contexts: Tensor, bas
             else:
                 if pieces[-1].couplings:
                     pieces.append(_Piece())
-                mapped, given = pieces[-1].mapped, layer.channel_map(inverse=False)
-                pieces[-1].mapped = given if mapped is None else mapped.then(given)
-        if not (pieces[-1].couplings or pieces[-1].mapped):
+                pieces[-1].maps.append(layer)
+        if not (pieces[-1].couplings or pieces[-1].maps):
             pieces.pop()
-        scales, own = _of_base(base, features, contexts)
-        own = own + sum(piece.mapped.log_abs_det for piece in pieces if piece.mapped is not None)
-        tensors = [each for piece in pieces for each in piece.tensors(dtype)]
-    layout = tuple(Segment(piece.mapped is not None, piece.boundary, tuple(piece.couplings), piece.leaving)
-                   for piece in pieces)
+        (scales, own), tensors = _of_base(base, features, contexts), []
+        for piece in pieces:
+            if piece.maps:
+                mapped = reduce(ChannelMap.then, (layer.channel_map(inverse=False) for layer in piece.maps))
+                own = own + mapped.log_abs_det
+                # Not held in float64: without autograd the next one takes its memory.
+                tensors += [None if each is None else each.to(dtype) for each in (mapped.matrix, *mapped[2:])]
+            tensors += piece.operands
+    layout = tuple(Segment(bool(piece.maps), piece.boundary, tuple(piece.couplings), piece.leaving) for piece in pieces)
     return Plan(layout, tensors, scales, own)
 
 
@@ -80,7 +84,7 @@ class _Piece:
     """A segment in the making."""
 
     def __init__(self) -> None:
-        self.mapped: ChannelMap | None = None
+        self.maps: list[nn.Module] = []
         self.boundary = self.leaving = 0
         self.couplings: list[Coupling] = []
         self.operands: list[Tensor] = []
@@ -96,11 +100,6 @@ class _Piece:
         self.boundary = boundary
         self.couplings.append(Coupling(layer.split.active == "first", len(weights), settings))
         self.operands += [table, *weights]
-
-    def tensors(self, dtype: torch.dtype) -> list[Tensor | None]:
-        mapped = self.mapped
-        of_map = [] if mapped is None else [mapped.matrix, mapped.center, mapped.shift]
-        return [*(None if each is None else each.to(dtype) for each in of_map), *self.operands]
 
 
 def _boundary(layer: AffineCoupling, width: int) -> int:

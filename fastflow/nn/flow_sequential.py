@@ -16,7 +16,7 @@ from fastflow.nn.fused import _plain, walk, whole
 from fastflow.nn.reversible import Segment
 from fastflow.ops._checks import check_float, start_log_det
 from fastflow.ops._define import under_transform
-from fastflow.ops.class_pairs import Plan
+from fastflow.ops.class_walk import Plan
 
 
 class FlowSequential(Bijection):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastflow.ops._checks import bad_dtype, bad_shape, check_device, check_float
-from fastflow.ops.invert import invert
+from fastflow.ops.invert import invert, matrix_log_det
 
 
 class PLU(NamedTuple):
@@ -115,8 +115,10 @@ def channel_map(weight: Weight, inverse: bool = False) -> ChannelMap:
         log_abs_det = scale.abs().log().sum()
     else:
         matrix = weight.double()
+        if not inverse:
+            return ChannelMap(matrix, matrix_log_det(matrix))
         inverted, log_abs_det = invert(matrix)
-        return ChannelMap(inverted, -log_abs_det) if inverse else ChannelMap(matrix, log_abs_det)
+        return ChannelMap(inverted, -log_abs_det)
     return ChannelMap(invert(matrix)[0], -log_abs_det) if inverse else ChannelMap(matrix, log_abs_det)
 
 

@@ -61,3 +61,8 @@ def invert(matrix: Tensor) -> tuple[Tensor, Tensor]:
         backend == "triton" and matrix.is_cuda and _backend.state("cuda").status != "unavailable")
     kernel = _forward.kernel("cuda" if on_cuda else None, matrix.device.type)
     return _Invert.apply(matrix, kernel) if torch.is_grad_enabled() and matrix.requires_grad else kernel(matrix)
+
+
+def matrix_log_det(matrix: Tensor) -> Tensor:
+    """log|det M| alone: of a larger matrix the inverse would take most of the time."""
+    return invert(matrix)[1] if matrix.shape[0] <= MOST_ROWS else torch.linalg.slogdet(matrix).logabsdet

@@ -60,9 +60,12 @@ class Panel {
       for (int64_t half = 0; half < panel<T>; half += width<T>) {
         Vec<T> block[width<T>];
         for (int64_t n = 0; n < width<T>; ++n) {
-          const Weight* const from = from_[half + n];
-          block[n] = from == nullptr ? Vec<T>{}
-                                     : load_part(reinterpret_cast<const T*>(from + lane * P::fold), lanes - lane);
+          block[n] = Vec<T>{};
+          if (const Weight* const from = from_[half + n]; from != nullptr) {
+            block[n] = load_part(reinterpret_cast<const T*>(from + lane * P::fold), lanes - lane);
+            // The next panel's: so many rows at once the hardware does not follow.
+            __builtin_prefetch(from + panel<T> * of_.output_stride + lane * P::fold);
+          }
         }
         transpose<T>(block);
         T* const to = reinterpret_cast<T*>(to_) + lane * panel<T> + half;
