@@ -9,11 +9,11 @@
 #include "gaussian_class_scores.h"
 
 #include <cmath>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "scratch.h"
 #include "tensors.h"
 
 namespace fastflow {
@@ -25,21 +25,18 @@ int64_t part_rows_of(int64_t features) { return (features < 256 ? 4 : 1) * gauss
 int64_t slices_of(int64_t rows) { return (rows + gaussian_slice_rows - 1) / gaussian_slice_rows; }
 constexpr int64_t unit_rows = 16;  // of parallel work: no two threads meet in a vector of rows
 
-struct alignas(64) Line {
-  char bytes[64];
-};
-// Numbers of the dtype of arithmetic, aligned and not cleared, kept until more are asked for.
+// Numbers of the dtype of arithmetic, kept until more are asked for.
 class Scratch {
  public:
   void* reserve(const GaussianClasses& op, int64_t count) {
-    const int64_t lines = (count * (op.in_double ? 8 : 4) + 63) / 64;
-    if (lines > lines_) memory_.reset(new Line[lines]), lines_ = lines;
-    return memory_.get();
+    if (count > count_ || first_ == nullptr) first_ = memory_.allocate(count * (op.in_double ? 8 : 4)), count_ = count;
+    return first_;
   }
 
  private:
-  std::unique_ptr<Line[]> memory_;
-  int64_t lines_ = 0;
+  Memory memory_;
+  char* first_ = nullptr;
+  int64_t count_ = 0;
 };
 
 Strided strided(const Tensor& values) { return {values.data_ptr(), values.stride(0), values.dim() > 1 ? values.stride(1) : 0}; }

@@ -13,11 +13,11 @@
 
 #include <torch/headeronly/util/Exception.h>
 
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "scratch.h"
 #include "tensors.h"
 
 namespace fastflow {
@@ -28,25 +28,22 @@ constexpr int64_t chunk_bytes = int64_t{16} << 20;  // of activations that backw
 int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 // Uninitialised memory for as long as this lives, in one block: malloc would give several large ones back to the system
-// after each call, and their pages would be cleared anew in the next. Aligned here: memory that malloc aligned does not
-// fit into the place where the same was before, and each call would write to new pages.
+// after each call, and their pages would be cleared anew in the next.
 class Scratch {
  public:
   void ask(char*& place, int64_t bytes) {
     asked_.push_back({&place, bytes_});
-    bytes_ += round_up(bytes, line);
+    bytes_ += round_up(bytes, Memory::line);
   }
   void allocate() {
-    memory_.reset(new char[bytes_ + line]);
-    char* const first = memory_.get() + line - reinterpret_cast<uintptr_t>(memory_.get()) % line;
+    char* const first = memory_.allocate(bytes_);
     for (const auto& [place, offset] : asked_) *place = first + offset;
   }
 
  private:
-  static constexpr int64_t line = 64;
   std::vector<std::pair<char**, int64_t>> asked_;
   int64_t bytes_ = 0;
-  std::unique_ptr<char[]> memory_;
+  Memory memory_;
 };
 
 Features features(int64_t parts, int64_t size) {

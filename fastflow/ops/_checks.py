@@ -103,13 +103,13 @@ def check_finite(op: str, or_impossible: str = "", **values: Tensor) -> None:
     if math.isfinite(total):
         return
     for name, value in values.items():
-        bad = ~value.detach().isfinite()
+        bad = ~value.isfinite()
         if name == or_impossible:
             bad &= value != -torch.inf
         if bool(bad.any()):
             where = tuple(bad.nonzero()[0].tolist())
             allowed = "finite numbers or -inf" if name == or_impossible else "finite numbers"
-            raise ValueError(f"{op}: {name} is {float(value[where])} at {where}, expected {allowed}")
+            raise ValueError(f"{op}: {name} is {value[where].item()} at {where}, expected {allowed}")
 
 
 def check_labels(op: str, name: str, labels: object, rows: int, classes: int, unlabelled: bool) -> None:
