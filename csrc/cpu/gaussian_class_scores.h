@@ -54,7 +54,7 @@ struct GaussianClasses {
 };
 
 // Backward: rows summed by themselves, before another slice's sums are added; features of a unit of work.
-constexpr int64_t gaussian_slice_rows = 256, gaussian_unit_features = 16;
+constexpr int64_t gaussian_slice_rows = 256, gaussian_unit_features = 64;
 
 }  // namespace fastflow
 

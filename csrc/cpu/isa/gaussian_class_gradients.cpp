@@ -96,50 +96,49 @@ void through_classes(const GaussianClasses& op, const Rows<T>& rows, int64_t d, 
   });
 }
 
-// A vector of features of a slice of rows.
+// `count` rows from `place` of the part on, a vector of features.
 template <bool scaled, bool with_z, bool with_sums, class T>
-void through_slice(const GaussianClasses& op, int64_t slice, int64_t d) {
+void through_rows(const GaussianClasses& op, int64_t place, int count, int64_t d, T* sums, bool fresh) {
   alignas(64) T grad_z[rows_together * width<T>], padded_z[rows_together * width<T>];
-  const int64_t start = slice * gaussian_slice_rows, end = smaller(start + gaussian_slice_rows, op.part_rows);
   const int64_t left = op.features - d, z_pitch = op.packed == nullptr ? op.z_row : op.features;
   const T* const z = op.packed == nullptr ? reinterpret_cast<const T*>(op.z) + op.first_row * op.z_row
                                           : static_cast<const T*>(op.packed);
-  T* const sums = with_sums ? static_cast<T*>(op.sums) + slice * op.block_classes * 2 * padded(op.features) : nullptr;
-  for (int64_t place = start; place < end; place += rows_together) {
-    const int count = static_cast<int>(smaller(rows_together, end - place));
-    Rows<T> rows = {z + place * z_pitch + d, z_pitch, place, count, grad_z};
-    T* const to = with_z ? static_cast<T*>(op.grad_z) + place * op.features + d : nullptr;
-    for (int r = 0; r < count && with_z; ++r) {
-      store(grad_z + r * width<T>, op.first_class == 0 ? Vec<T>{} : load_part(to + r * op.features, left));
-    }
-    if (left < width<T>) {
-      for (int r = 0; r < count; ++r) store(padded_z + r * width<T>, load_part(rows.z + r * z_pitch, left));
-      rows.z = padded_z, rows.pitch = width<T>;
-    }
-    for (int64_t r = count; r < smaller(2 * rows_together, end - place); ++r) {  // the next rows
-      __builtin_prefetch(z + (place + r) * z_pitch + d);
-      if (with_z) __builtin_prefetch(to + r * op.features, 1);
-    }
-    through_classes<scaled, with_z, with_sums>(op, rows, d, sums, place == start);
-    for (int r = 0; r < count && with_z; ++r) {
-      store_part(to + r * op.features, load(grad_z + r * width<T>), left);
-      if (op.narrow_grad_z == nullptr || !op.last_block) continue;
-      unpack(op.narrow_grad_z + ((place + r) * op.features + d) * bytes_of[op.z_dtype], grad_z + r * width<T>, op.z_dtype,
-             Box{1, smaller(left, width<T>), 0, 1});
-    }
+  Rows<T> rows = {z + place * z_pitch + d, z_pitch, place, count, grad_z};
+  T* const to = with_z ? static_cast<T*>(op.grad_z) + place * op.features + d : nullptr;
+  for (int r = 0; r < count && with_z; ++r) {
+    store(grad_z + r * width<T>, op.first_class == 0 ? Vec<T>{} : load_part(to + r * op.features, left));
+  }
+  if (left < width<T>) {
+    for (int r = 0; r < count; ++r) store(padded_z + r * width<T>, load_part(rows.z + r * z_pitch, left));
+    rows.z = padded_z, rows.pitch = width<T>;
+  }
+  for (int r = 0; r < count && with_z && place + rows_together + r < op.part_rows; ++r) {
+    __builtin_prefetch(to + (rows_together + r) * op.features, 1);
+  }
+  through_classes<scaled, with_z, with_sums>(op, rows, d, sums, fresh);
+  for (int r = 0; r < count && with_z; ++r) {
+    store_part(to + r * op.features, load(grad_z + r * width<T>), left);
+    if (op.narrow_grad_z == nullptr || !op.last_block) continue;
+    unpack(op.narrow_grad_z + ((place + r) * op.features + d) * bytes_of[op.z_dtype], grad_z + r * width<T>, op.z_dtype,
+           Box{1, smaller(left, width<T>), 0, 1});
   }
 }
 
 template <bool scaled, class T>
 void through_units(const GaussianClasses& op, int64_t first, int64_t last) {
   const int64_t groups = (op.features + gaussian_unit_features - 1) / gaussian_unit_features;
-  const auto kernel = op.sums == nullptr   ? through_slice<scaled, true, false, T>
-                      : op.grad_z == nullptr ? through_slice<scaled, false, true, T>
-                                             : through_slice<scaled, true, true, T>;
+  const auto kernel = op.sums == nullptr     ? through_rows<scaled, true, false, T>
+                      : op.grad_z == nullptr ? through_rows<scaled, false, true, T>
+                                             : through_rows<scaled, true, true, T>;
   for (int64_t unit = first; unit < last; ++unit) {
-    const int64_t from = unit % groups * gaussian_unit_features;
-    const int64_t end = smaller(op.features, from + gaussian_unit_features);
-    for (int64_t d = from; d < end; d += width<T>) kernel(op, unit / groups, d);
+    const int64_t slice = unit / groups, from = unit % groups * gaussian_unit_features;
+    const int64_t end = smaller(op.features, from + gaussian_unit_features), start = slice * gaussian_slice_rows;
+    T* const sums = op.sums == nullptr ? nullptr
+                                       : static_cast<T*>(op.sums) + slice * op.block_classes * 2 * padded(op.features);
+    for (int64_t place = start; place < smaller(start + gaussian_slice_rows, op.part_rows); place += rows_together) {
+      const int count = static_cast<int>(smaller(rows_together, op.part_rows - place));
+      for (int64_t d = from; d < end; d += width<T>) kernel(op, place, count, d, sums, place == start);
+    }
   }
 }
 
