@@ -112,8 +112,10 @@ void through_rows(const GaussianClasses& op, int64_t place, int count, int64_t d
     for (int r = 0; r < count; ++r) store(padded_z + r * width<T>, load_part(rows.z + r * z_pitch, left));
     rows.z = padded_z, rows.pitch = width<T>;
   }
-  for (int r = 0; r < count && with_z && place + rows_together + r < op.part_rows; ++r) {
-    __builtin_prefetch(to + (rows_together + r) * op.features, 1);
+  // The next rows: the hardware does not foresee so short runs.
+  for (int64_t r = rows_together; r < 2 * rows_together && place + r < op.part_rows; ++r) {
+    __builtin_prefetch(z + (place + r) * z_pitch + d);
+    if (with_z) __builtin_prefetch(to + r * op.features, 1);
   }
   through_classes<scaled, with_z, with_sums>(op, rows, d, sums, fresh);
   for (int r = 0; r < count && with_z; ++r) {

@@ -57,13 +57,6 @@ struct RowTile {
       for (int d = 0; d < class_group<T>; ++d) to[d] = d < left ? row[r][op.features - left + d] : T(0);
     }
   }
-
-  // For who reads it soon and in another order, in which the memory would be slow.
-  void fetch(int64_t features) const {
-    for (int r = 0; r < count; ++r) {
-      for (int64_t d = 0; d < features; d += 64 / int64_t{sizeof(T)}) __builtin_prefetch(row[r] + d);
-    }
-  }
 };
 
 // Parameters of one class, padded with what adds nothing to an energy, or where features are left over with those again

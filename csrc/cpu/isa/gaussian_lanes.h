@@ -63,11 +63,7 @@ void over_tiles(const GaussianClasses& op, int64_t first_row, int64_t last_row, 
   alignas(64) T scores[most_block_classes * tile_rows];
   for (int64_t row = first_row; row < last_row; row += tile_rows) {
     const RowTile<T> tile(op, row, last_row, packed(row));
-    if (op.saved_scores.data == nullptr) {
-      energies(op, tile, scores);
-    } else {
-      tile.fetch(op.features);
-    }
+    if (op.saved_scores.data == nullptr) energies(op, tile, scores);
     for (int r = 0; r < tile.count; r += width<T>) each(Lane<T>{op, scores + r, row + r, tile.count - r});
   }
 }
