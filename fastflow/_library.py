@@ -3,6 +3,7 @@
 import ctypes
 import json
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def instruction_set() -> str:
     """The x86-64 level that the C++ kernels run at: baseline, avx2 or avx512."""
     library = load()
     return _text(library, "fastflow_instruction_set") if library is not None else ""
+
+
+@cache
+def all_finite() -> Callable[[int, int, int], bool] | None:
+    """Whether so many contiguous numbers at an address, of so many bytes each, are finite; None without a library."""
+    library = load()
+    if library is None:
+        return None
+    function = library.fastflow_all_finite
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64), ctypes.c_bool
+    return function
 
 
 def _text(library: ctypes.CDLL, name: str) -> str:

@@ -1,6 +1,7 @@
 """Gaussian class scores: values, gradients, the registered ops, refusals."""
 
 import math
+import re
 
 import hypothesis.strategies as st
 import pytest
@@ -12,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Independent, Normal
 
 from fastflow.ops import gaussian_class_marginal, gaussian_class_scores
+from fastflow.ops._checks import check_finite
 from fastflow.ops.gaussian_class_scores import _backward, _forward, backward_reference, reference
 
 backend = cpu_backends(_forward, _backward)
@@ -264,3 +266,23 @@ def test_bad_arguments(change, error, message):
     arguments = dict(zip(("z", "means", "log_scales", "log_prior"), _case(), strict=True)) | change
     with pytest.raises(error, match=message):
         gaussian_class_scores(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "a part"])
+def test_every_number_that_is_not_finite_is_found(dtype, wrong, layout):
+    """Also beside large ones, whose sum is not finite."""
+    for place in (0, 7, 40, 41):
+        values = torch.full((6, 7), torch.finfo(dtype).max, dtype=dtype)
+        if layout == "a part":
+            values = torch.full((6, 9), wrong, dtype=dtype)[:, 1:8].fill_(1)
+        if layout == "transposed":
+            values = values.T
+        check_finite("op", values=values)
+        where = (place // values.shape[1], place % values.shape[1])
+        message = f"op: values is {wrong} at {where}, expected finite numbers"
+        values[where] = wrong
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_finite("op", values=values)
+    check_finite("op", values=torch.empty(0, 7, dtype=dtype))

@@ -107,7 +107,7 @@ FASTFLOW_INLINE void energies_of_group(const GaussianClasses& op, const T* const
       if constexpr (scaled) t *= load(inverse + c * pitch + whole);
       sum[c] = t * t;
     }
-    total = lane_sums<T, classes, class_group<T>>(sum);
+    total = run_sums<T, classes, class_group<T>>(sum);
   }
   for (int64_t start = 0; start < features; start += chunk) {
     const int64_t end = smaller(features, start + chunk);
@@ -152,16 +152,16 @@ template <bool scaled, class T>
 void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* to) {
   constexpr int rows = row_group<T>;
   const T *const mean = static_cast<const T*>(op.mean), *const inverse = static_cast<const T*>(op.inverse_scale);
-  const int64_t all = op.block_classes - op.lane_classes;
+  const int all = static_cast<int>(op.block_classes - op.lane_classes);  // less than a vector has lanes
   const int left = left_over<T>(op);
-  // Of the rows to come, how many have been asked for when so many classes are done.
-  const auto asked = [&](int64_t classes) { return static_cast<int>((classes * rows + all - 1) / all); };
+  int asked[width<T> + 1];  // of the rows to come, how many have been asked for when so many classes are done
+  for (int k = 0; k <= all; ++k) asked[k] = (k * rows + all - 1) / all;
   for (int r = 0; r < tile.count; r += rows) {
     const T* const* const next = tile.row + r + rows;
     const bool last = r + 2 * rows > tile_rows;
-    in_parts<class_group<T>>(static_cast<int>(all), [&](auto classes, int done) {
+    in_parts<class_group<T>>(all, [&](auto classes, int done) {
       const int64_t k = op.lane_classes + done, offset = k * padded(op.features);
-      const int from = last ? 0 : asked(done), count = last ? 0 : asked(done + classes) - from;
+      const int from = last ? 0 : asked[done], count = last ? 0 : asked[done + classes] - from;
       energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r,
                                                left > 0 ? tile.left_over + r * class_group<T> : nullptr, next + from, count);
     });

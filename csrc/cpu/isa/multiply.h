@@ -36,9 +36,32 @@ FASTFLOW_INLINE void multiply(Vec<T> (&sum)[rows][vectors], int64_t depth, A a, 
   }
 }
 
-// Lane r < count of the result is the sum over the lanes of rows[r], whose values are lost.
-template <class T, int count = width<T>, int parts = width<T>>
+// Lane r < count of the result is the sum over the lanes of rows[r], whose values are lost. Each round halves the rows:
+// a lane takes the bit of its place that tells which of two rows it sums from now on.
+template <class T, int bit, int... lane>
+FASTFLOW_INLINE Vec<T> join(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
+  constexpr int w = width<T>;
+  const Vec<T> own = choose<T, ((lane & bit) ? w + lane : lane)...>(a, b);
+  return own + choose<T, ((lane & bit) ? w + (lane ^ bit) : (lane ^ bit))...>(a, b);
+}
+template <class T, int count = width<T>, int bit = 1>
 FASTFLOW_INLINE Vec<T> lane_sums(Vec<T>* rows) {
+  static_assert(count * bit <= width<T> || count == 1);
+  if constexpr (bit == width<T>) {
+    return rows[0];
+  } else {
+    constexpr std::make_integer_sequence<int, width<T>> lanes;
+#pragma GCC unroll 8
+    for (int i = 0; i < (count + 1) / 2; ++i) {
+      rows[i] = join<T, bit>(rows[2 * i], rows[2 * i + 1 < count ? 2 * i + 1 : 2 * i], lanes);
+    }
+    return lane_sums<T, (count + 1) / 2, 2 * bit>(rows);
+  }
+}
+
+// Lane r * width / parts + g is the sum over the lanes of the g-th run of `parts` lanes of rows[r < count].
+template <class T, int count, int parts>
+FASTFLOW_INLINE Vec<T> run_sums(Vec<T>* rows) {
   static_assert(count <= parts);
   if constexpr (parts == 1) {
     return rows[0];
@@ -49,7 +72,7 @@ FASTFLOW_INLINE Vec<T> lane_sums(Vec<T>* rows) {
       const Pairs<T> joined = pairs<T>(rows[2 * i], rows[2 * i + 1 < count ? 2 * i + 1 : 2 * i], lanes);
       rows[i] = joined.even + joined.odd;
     }
-    return lane_sums<T, (count + 1) / 2, parts / 2>(rows);
+    return run_sums<T, (count + 1) / 2, parts / 2>(rows);
   }
 }
 

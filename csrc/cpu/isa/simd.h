@@ -242,6 +242,16 @@ FASTFLOW_INLINE Split<T> split(Vec<T> x) {
 #endif
 }
 
+// The lanes of [a, b] with these numbers.
+template <class T, int... number>
+FASTFLOW_INLINE Vec<T> choose(Vec<T> a, Vec<T> b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, number...);
+#else  // GCC has the other only from 12 on
+  return __builtin_shuffle(a, b, Lanes<T>{number...});
+#endif
+}
+
 template <class T>
 struct Pairs {
   Vec<T> even, odd;
@@ -250,11 +260,7 @@ struct Pairs {
 // The even and the odd lanes of [a, b].
 template <class T, int... lane>
 FASTFLOW_INLINE Pairs<T> pairs(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
-#if defined(__clang__)
-  return {__builtin_shufflevector(a, b, (2 * lane)...), __builtin_shufflevector(a, b, (2 * lane + 1)...)};
-#else  // GCC has the other only from 12 on
-  return {__builtin_shuffle(a, b, Lanes<T>{(2 * lane)...}), __builtin_shuffle(a, b, Lanes<T>{(2 * lane + 1)...})};
-#endif
+  return {choose<T, (2 * lane)...>(a, b), choose<T, (2 * lane + 1)...>(a, b)};
 }
 
 }  // namespace fastflow::FASTFLOW_ISA
