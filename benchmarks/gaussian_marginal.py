@@ -105,7 +105,8 @@ def main() -> None:
     if not cuda:
         malloc.ensure_tuned()
     commit = record.commit(options.commit) if options.json else None
-    cases = lists.select(options.case, OP, full=not (options.quick or cuda), device=options.device)
+    cases = [case for case in lists.select(options.case, OP, full=not (options.quick or cuda), device=options.device)
+             if case.dtype != "float64"]  # which is the truth
     results = measured(cases, providers.CUDA_RIVALS if cuda else providers.DEFAULT_RIVALS,
                        tuple(options.threads[:1] if cuda else options.threads), options.device, options.seconds,
                        lambda text: print(text, flush=True))

@@ -1,7 +1,7 @@
 // gaussian_class_scores and its backward for dispatch key CPU.
 //
 // Read: z once for every block of classes, backward twice, and the parameters; written: 2 numbers a row. Scratch: a block
-// of classes, at most 768 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of
+// of classes, at most 512 KB unless four of them are more, a number a row, and where z is not contiguous in the dtype of
 // arithmetic a tile of it a thread; backward for up to 1024 rows a number a class of the block and, four times, its sums.
 // Computed for each row, class and feature: a subtraction and 2 fused or plain multiplications (isotropic: 1); backward a
 // subtraction, an addition and 3 multiplications, and those of forward again unless scores were kept. A Zen 4 core does
@@ -19,7 +19,7 @@
 namespace fastflow {
 namespace {
 
-constexpr int64_t block_bytes = 768 * 1024, most_block_classes = 128;
+constexpr int64_t block_bytes = 512 * 1024, most_block_classes = 128;
 // Backward: rows of a part. Where features are few, several slices make work for as many threads.
 int64_t part_rows_of(int64_t features) { return (features < 256 ? 4 : 1) * gaussian_slice_rows; }
 int64_t slices_of(int64_t rows) { return (rows + gaussian_slice_rows - 1) / gaussian_slice_rows; }
