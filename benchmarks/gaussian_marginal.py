@@ -105,8 +105,13 @@ def main() -> None:
     if not cuda:
         malloc.ensure_tuned()
     commit = record.commit(options.commit) if options.json else None
-    cases = [case for case in lists.select(options.case, OP, full=not (options.quick or cuda), device=options.device)
-             if case.dtype != "float64"]  # which is the truth
+    try:
+        cases = lists.select(options.case, OP, full=not (options.quick or cuda), device=options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    cases = [case for case in cases if case.dtype != "float64"]
+    if not cases:
+        parser.error(f"--case {options.case} names float64 only, which is the truth here, expected float32")
     results = measured(cases, providers.CUDA_RIVALS if cuda else providers.DEFAULT_RIVALS,
                        tuple(options.threads[:1] if cuda else options.threads), options.device, options.seconds,
                        lambda text: print(text, flush=True))

@@ -29,7 +29,10 @@ constexpr int64_t unit_rows = 16;  // of parallel work: no two threads meet in a
 class Scratch {
  public:
   void* reserve(const GaussianClasses& op, int64_t count) {
-    if (count > count_ || first_ == nullptr) first_ = memory_.allocate(count * (op.in_double ? 8 : 4)), count_ = count;
+    if (first_ == nullptr || count > count_) {
+      first_ = memory_.allocate(count * (op.in_double ? 8 : 4));
+      count_ = count;
+    }
     return first_;
   }
 

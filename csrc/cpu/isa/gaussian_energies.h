@@ -40,7 +40,6 @@ template <class T>
 struct RowTile {
   const T* row[tile_rows];
   int count;
-  alignas(64) T left_over[tile_rows * class_group<T>];  // see there; of each group of rows a vector
 
   // `packed` holds tile_rows * features numbers; it is used where z cannot be read as it lies.
   RowTile(const GaussianClasses& op, int64_t first, int64_t last, T* packed) {
@@ -51,11 +50,6 @@ struct RowTile {
     const T* const data = direct ? reinterpret_cast<const T*>(from) : packed;
     const int64_t pitch = direct ? op.z_row : op.features;
     for (int r = 0; r < tile_rows; ++r) row[r] = data + (r < count ? r : count - 1) * pitch;
-    const int left = FASTFLOW_ISA::left_over<T>(op);
-    for (int r = 0; r < tile_rows && left > 0; ++r) {
-      T* const to = left_over + r * class_group<T>;
-      for (int d = 0; d < class_group<T>; ++d) to[d] = d < left ? row[r][op.features - left + d] : T(0);
-    }
   }
 };
 
@@ -154,6 +148,12 @@ void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* 
   const T *const mean = static_cast<const T*>(op.mean), *const inverse = static_cast<const T*>(op.inverse_scale);
   const int all = static_cast<int>(op.block_classes - op.lane_classes);  // less than a vector has lanes
   const int left = left_over<T>(op);
+  alignas(64) T together[tile_rows * class_group<T>];  // the features left over, of each group of rows a vector
+  for (int r = 0; r < tile_rows && left > 0; ++r) {
+    for (int d = 0; d < class_group<T>; ++d) {
+      together[r * class_group<T> + d] = d < left ? tile.row[r][op.features - left + d] : T(0);
+    }
+  }
   int asked[width<T> + 1];  // of the rows to come, how many have been asked for when so many classes are done
   for (int k = 0; k <= all; ++k) asked[k] = (k * rows + all - 1) / all;
   for (int r = 0; r < tile.count; r += rows) {
@@ -163,7 +163,7 @@ void energies_by_features(const GaussianClasses& op, const RowTile<T>& tile, T* 
       const int64_t k = op.lane_classes + done, offset = k * padded(op.features);
       const int from = last ? 0 : asked[done], count = last ? 0 : asked[done + classes] - from;
       energies_of_group<scaled, classes.value>(op, tile.row + r, mean + offset, inverse + offset, to + k * tile_rows + r,
-                                               left > 0 ? tile.left_over + r * class_group<T> : nullptr, next + from, count);
+                                               left > 0 ? together + r * class_group<T> : nullptr, next + from, count);
     });
   }
 }
