@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # The index in this tuple is the `kind` of the schemas and of every kernel.
-KINDS = ("additive", "exp", "sigmoid", "softplus", "tanh", "clamp_atan", "clamp_tanh", "clamp_sigmoid", "soft_clip")
+KINDS = ("additive", "exp", "sigmoid", "softplus", "tanh", "clamp_atan", "clamp_tanh", "clamp_sigmoid", "soft_clip",
+         "inverse_sigmoid")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ScaleMap:
     clamp_tanh     log c = clamp tanh(s)                          (FrEIA)
     clamp_sigmoid  log c = clamp 2 (sigmoid(s) - 1/2)             (FrEIA)
     soft_clip      log c = s / (1 + |s| / clamp)                  (zuko, clamp = -ln slope)
+    inverse_sigmoid  c = 1 / sigmoid(s + bias)                    (normflows)
 
     Raises ValueError for an unknown kind, a number that is not finite, a negative eps, a clamp that is not positive, or
     a setting the kind ignores.
@@ -42,8 +44,9 @@ class ScaleMap:
         for name in ("bias", "eps", "clamp"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"ScaleMap: {name} is {getattr(self, name)}, expected a finite number")
-        if (self.bias or self.eps) and self.kind not in ("sigmoid", "softplus"):
-            raise ValueError(f"ScaleMap: bias and eps have no meaning for kind {self.kind!r}, leave them at 0")
+        for name, kinds in (("bias", ("sigmoid", "softplus", "inverse_sigmoid")), ("eps", ("sigmoid", "softplus"))):
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(f"ScaleMap: {name} has no meaning for kind {self.kind!r}, leave it at 0")
         if self.eps < 0 or (self.kind == "softplus" and self.eps == 0):
             raise ValueError(f"ScaleMap: eps is {self.eps} for kind {self.kind!r}, expected a number "
                              f"{'> 0, or the scale underflows to 0' if self.kind == 'softplus' else '>= 0'}")
@@ -69,6 +72,8 @@ def scale_of(s: Tensor, gain: Tensor | None, kind: int, bias: float, eps: float,
     if name == "softplus":
         c = F.softplus(s + bias) + eps
         return c, torch.log(c)
+    if name == "inverse_sigmoid":
+        return 1 + torch.exp(-(s + bias)), F.softplus(-(s + bias))
     if name == "exp":
         log_c = s
     elif name == "tanh":
@@ -93,6 +98,8 @@ def log_scale_slope(s: Tensor, gain: Tensor | None, kind: int, bias: float, eps:
         rest = torch.sigmoid(-(s + bias))
         sigmoid = torch.sigmoid(s + bias)
         return rest * sigmoid / (sigmoid + eps) if eps > 0 else rest
+    if name == "inverse_sigmoid":
+        return -torch.sigmoid(-(s + bias))
     if name == "softplus":
         return torch.sigmoid(s + bias) / (F.softplus(s + bias) + eps)
     if name == "clamp_atan":

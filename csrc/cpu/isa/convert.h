@@ -1,6 +1,8 @@
 // Strided storage of any dtype to and from the dense buffers that kernels compute on.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/row_op.h"
 #include "simd.h"
 
@@ -86,6 +88,29 @@ inline void narrow(To* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) narrow(to[i], from[i]);
 }
 
+// The even elements of interleaved ones; nothing beyond the last of them is read or written.
+template <class T, class From>
+void widen_even(T* to, const From* from, int64_t count) {
+  int64_t i = 0;
+  if constexpr (std::is_same_v<From, T> && std::is_floating_point_v<T>) {
+    for (; i + width<T> < count; i += width<T>) store(to + i, even_of(load(from + 2 * i), load(from + 2 * i + width<T>)));
+  }
+  for (; i < count; ++i) to[i] = widen(from[2 * i]);
+}
+template <class To, class T>
+void narrow_even(To* to, const T* from, int64_t count) {
+  int64_t i = 0;
+  if constexpr (std::is_same_v<To, T>) {
+    for (; i + width<T> < count; i += width<T>) {
+      T* const at = to + 2 * i;
+      const Spread<T> both = spread_among(load(from + i), load<T>(at), load<T>(at + width<T>));
+      store(at, both.low);
+      store(at + width<T>, both.high);
+    }
+  }
+  for (; i < count; ++i) narrow(to[2 * i], from[i]);
+}
+
 struct Box {
   int64_t outer, inner, outer_stride, inner_stride;
 };
@@ -95,6 +120,8 @@ void pack(T* to, const From* from, const Box& box) {
   for (int64_t o = 0; o < box.outer; ++o, to += box.inner, from += box.outer_stride) {
     if (box.inner_stride == 1) {
       widen(to, from, box.inner);
+    } else if (box.inner_stride == 2) {
+      widen_even(to, from, box.inner);
     } else if (box.inner_stride == 0) {
       const T value = widen(*from);
       for (int64_t i = 0; i < box.inner; ++i) to[i] = value;
@@ -109,6 +136,8 @@ void unpack(To* to, const T* from, const Box& box) {
   for (int64_t o = 0; o < box.outer; ++o, from += box.inner, to += box.outer_stride) {
     if (box.inner_stride == 1) {
       narrow(to, from, box.inner);
+    } else if (box.inner_stride == 2) {
+      narrow_even(to, from, box.inner);
     } else {
       for (int64_t i = 0; i < box.inner; ++i) narrow(to[i * box.inner_stride], from[i]);
     }

@@ -66,6 +66,18 @@ struct Sigmoid : LogMap {
   }
 };
 
+struct InverseSigmoid : LogMap {
+  static constexpr Product product = Product::of_one_plus;
+  static constexpr int product_sign(bool inverse) { return Sigmoid::product_sign(!inverse); }
+
+  template <bool inverse, class T>
+  static FASTFLOW_INLINE ScaleTerms<T> terms(const Settings<T>& k, Vec<T> s, Vec<T> a) {
+    ScaleTerms<T> terms = Sigmoid::template terms<!inverse, T>(k, s, a);
+    terms.slope = -terms.slope;
+    return terms;
+  }
+};
+
 struct SigmoidPlusEps : LogMap {
   static constexpr bool has_terms = false;
   static constexpr Product product = Product::of_factors;
@@ -151,6 +163,7 @@ auto with_scale_map(int kind, double eps, bool has_gain, Visit visit) {
     case 6: return visit(ClampTanh{});
     case 7: return visit(ClampSigmoid{});
     case 8: return visit(SoftClip{});
+    case 9: return visit(InverseSigmoid{});
     default: return visit(Additive{});
   }
 }

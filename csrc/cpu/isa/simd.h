@@ -263,4 +263,30 @@ FASTFLOW_INLINE Pairs<T> pairs(Vec<T> a, Vec<T> b, std::integer_sequence<int, la
   return {choose<T, (2 * lane)...>(a, b), choose<T, (2 * lane + 1)...>(a, b)};
 }
 
+template <class T>
+struct Spread {
+  Vec<T> low, high;
+};
+
+template <class T, int... lane>
+FASTFLOW_INLINE Spread<T> spread(Vec<T> v, Vec<T> low, Vec<T> high, std::integer_sequence<int, lane...>) {
+  constexpr int lanes = width<T>;
+  return {choose<T, (lane % 2 ? lane : lanes + lane / 2)...>(low, v),
+          choose<T, (lane % 2 ? lane : lanes + lanes / 2 + lane / 2)...>(high, v)};
+}
+
+// [low, high] with the lanes of v in the even ones' places; a float's or a double's vectors.
+FASTFLOW_INLINE Spread<float> spread_among(Vec<float> v, Vec<float> low, Vec<float> high) {
+  return spread<float>(v, low, high, std::make_integer_sequence<int, width<float>>{});
+}
+FASTFLOW_INLINE Spread<double> spread_among(Vec<double> v, Vec<double> low, Vec<double> high) {
+  return spread<double>(v, low, high, std::make_integer_sequence<int, width<double>>{});
+}
+FASTFLOW_INLINE Vec<float> even_of(Vec<float> a, Vec<float> b) {
+  return pairs<float>(a, b, std::make_integer_sequence<int, width<float>>{}).even;
+}
+FASTFLOW_INLINE Vec<double> even_of(Vec<double> a, Vec<double> b) {
+  return pairs<double>(a, b, std::make_integer_sequence<int, width<double>>{}).even;
+}
+
 }  // namespace fastflow::FASTFLOW_ISA

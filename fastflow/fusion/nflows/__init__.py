@@ -1,0 +1,5 @@
+"""nflows 0.14 (Durkan et al., https://github.com/bayesiains/nflows): layers whose arithmetic is fused."""
+
+from fastflow.fusion.nflows import couplings, normalization
+
+LAYERS = (*couplings.LAYERS, *normalization.LAYERS)
