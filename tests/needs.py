@@ -11,12 +11,13 @@ _PRESENT = {
     "triton": lambda: importlib.util.find_spec("triton") is not None,
     "nvcc": lambda: shutil.which("nvcc") is not None,
     "compiler": lambda: shutil.which("g++") is not None,
+    "peers": lambda: all(importlib.util.find_spec(each) for each in ("nflows", "normflows", "FrEIA", "zuko")),
     "data": lambda: Path(os.environ.get("FASTFLOW_DATA", "/nonexistent")).is_dir(),
 }
 
 
 def require(name: str) -> None:
-    """Skips the calling test when `name` ("triton", "nvcc", "compiler", "data") is absent; fails it if required."""
+    """Skips the calling test when `name` ("triton", "nvcc", "compiler", "peers", "data") is absent; fails it if required."""
     if _PRESENT[name]():
         return
     message = f"{name} is not available here"
