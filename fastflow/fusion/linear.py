@@ -99,12 +99,13 @@ def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | No
 
 def linear(x: Tensor, given: ChannelMap) -> tuple[Tensor, Tensor]:
     """z = matrix (x - center) + shift and its log_det [B], by what is fastest for x; x and z as in `lu_linear`."""
-    matrix, log_abs_det, center, shift = given
-    if x.dim() > 2 and matrix.shape[0] <= MOST_CHANNELS:
+    if x.dim() > 2 and given.matrix.shape[0] <= MOST_CHANNELS:
         return map_channels(x, given)
-    pixels = math.prod(x.shape[2:])
+    dtype = COMPUTE_DTYPE[x.dtype]
+    matrix, log_abs_det, center, shift = (
+        part if part is None or part.dtype == dtype else part.to(dtype) for part in given)
     z = _of_rows(x, lambda rows: F.linear(rows if center is None else rows - center, matrix, shift))
-    return z, _of_every_row(log_abs_det, pixels, x)
+    return z, _of_every_row(log_abs_det, math.prod(x.shape[2:]), x)
 
 
 def _of_every_row(log_abs_det: Tensor, pixels: int, x: Tensor) -> Tensor:
