@@ -25,13 +25,12 @@ _ROWS_A_FEATURE = 2  # from here on W pays: measured from 16 to 256 features
 
 
 def keep_entries(layer: nn.Module) -> None:
-    """Keeps where the entries of a layer with `lower_entries` and `upper_entries`, both by rows, and a diagonal belong
-    in a matrix, for `entries_to_factors`."""
+    """Keeps where the entries of a layer belong in a matrix, for `entries_to_factors`: `lower_entries` in places
+    `lower_indices`, `upper_entries` in `upper_indices`, and the diagonal."""
     size = layer.features
-    below, above = np.tril_indices(size, -1), np.triu_indices(size, 1)
     place = np.arange(size * size).reshape(size, size)
-    back = torch.from_numpy(np.concatenate([place[below], place[above], place.diagonal()]))
-    back = back.to(layer.lower_entries.device)
+    back = np.concatenate([place[layer.lower_indices], place[layer.upper_indices], place.diagonal()])
+    back = torch.from_numpy(back).to(layer.lower_entries.device)
     keep(layer, "entries", back.argsort())
     keep(layer, "entries_back", back)
 
@@ -80,21 +79,33 @@ def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | No
     Returns (z, log_det [B]), z in x's dtype. Arithmetic is float32 (float64 for float64 x), also under autocast.
     Arguments are trusted.
     """
-    features, pixels = factors.shape[0], math.prod(x.shape[2:])
-    small_images = x.dim() > 2 and features <= MOST_CHANNELS
-    if small_images or x.shape[0] * pixels >= _ROWS_A_FEATURE * features:
-        matrix = _Product.apply(factors, inverse) if _differs(factors) else product(factors, inverse)
-        if inverse:
-            matrix = matrix if order is None else reordered(matrix, order[::-1], 0)
-            return linear(x, ChannelMap(matrix, -log_abs_det, center=bias))
-        matrix = matrix if order is None else reordered(matrix, order[::-1])
-        return linear(x, ChannelMap(matrix, log_abs_det, shift=bias))
+    if pays(x):
+        return by_matrix(x, lu_product(factors, inverse), log_abs_det, bias, order=order, inverse=inverse)
     if inverse:
         z = _of_rows(x, lambda rows: _solve(factors, rows if bias is None else rows - bias))
         z = z if order is None else reordered(z, order[::-1])
     else:
         z = _of_rows(x if order is None else reordered(x, order), lambda rows: _multiply(factors, rows, bias))
-    return z, _of_every_row(-log_abs_det if inverse else log_abs_det, pixels, x)
+    return z, _of_every_row(-log_abs_det if inverse else log_abs_det, x)
+
+
+def pays(x: Tensor) -> bool:
+    """Whether x has rows enough that a matrix, or an inverse, of its channels is made for them."""
+    features, pixels = x.shape[1], math.prod(x.shape[2:])
+    return (x.dim() > 2 and features <= MOST_CHANNELS) or x.shape[0] * pixels >= _ROWS_A_FEATURE * features
+
+
+def by_matrix(x: Tensor, matrix: Tensor, log_abs_det: Tensor, bias: Tensor | None, *, order: Order | None = None,
+              inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """z = matrix x[:, order[0]] + bias, or with `inverse` and the inverse matrix what undoes it.
+
+    log_abs_det is that of the map in the other direction, if `inverse`; all else is as in `lu_linear`.
+    """
+    if order is not None:
+        matrix = reordered(matrix, order[::-1], 0 if inverse else 1)
+    if inverse:
+        return linear(x, ChannelMap(matrix, -log_abs_det, center=bias))
+    return linear(x, ChannelMap(matrix, log_abs_det, shift=bias))
 
 
 def linear(x: Tensor, given: ChannelMap) -> tuple[Tensor, Tensor]:
@@ -105,10 +116,11 @@ def linear(x: Tensor, given: ChannelMap) -> tuple[Tensor, Tensor]:
     matrix, log_abs_det, center, shift = (
         part if part is None or part.dtype == dtype else part.to(dtype) for part in given)
     z = _of_rows(x, lambda rows: F.linear(rows if center is None else rows - center, matrix, shift))
-    return z, _of_every_row(log_abs_det, math.prod(x.shape[2:]), x)
+    return z, _of_every_row(log_abs_det, x)
 
 
-def _of_every_row(log_abs_det: Tensor, pixels: int, x: Tensor) -> Tensor:
+def _of_every_row(log_abs_det: Tensor, x: Tensor) -> Tensor:
+    pixels = math.prod(x.shape[2:])
     return (log_abs_det if pixels == 1 else pixels * log_abs_det) * log_abs_det.new_ones(x.shape[0])
 
 
@@ -135,12 +147,13 @@ def _solve(factors: Tensor, rows: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factors, lower, upper=True).mT
 
 
-def _differs(factors: Tensor) -> bool:
-    return torch.is_grad_enabled() and factors.requires_grad and not under_transform()
-
-
-def product(factors: Tensor, inverse: bool) -> Tensor:
+def lu_product(factors: Tensor, inverse: bool) -> Tensor:
     """L U, or its inverse, rounded once to the dtype of the factors, which are as in `lu_linear`."""
+    differentiable = torch.is_grad_enabled() and factors.requires_grad and not under_transform()
+    return _Product.apply(factors, inverse) if differentiable else _product(factors, inverse)
+
+
+def _product(factors: Tensor, inverse: bool) -> Tensor:
     exact = factors.double()
     if inverse:
         one = torch.eye(factors.shape[0], dtype=exact.dtype, device=exact.device)
@@ -151,12 +164,12 @@ def product(factors: Tensor, inverse: bool) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """`product`. With V = (L U)^-1 and G its gradient, those of L and U are -V^T G L^-T and -U^-T G V^T: by way of the
+    """`_product`. With V = (L U)^-1 and G its gradient, those of L and U are -V^T G L^-T and -U^-T G V^T: by way of the
     gradient of L U, which is -V^T G V^T, they would lose as many digits as the inverse has."""
 
     @staticmethod
     def forward(ctx, factors, inverse):
-        made = product(factors, inverse)
+        made = _product(factors, inverse)
         ctx.save_for_backward(factors, made if inverse else None)
         return made
 
