@@ -89,7 +89,7 @@ class Dense(Linear):
 
     def _computed(self, x: Tensor, inverse: bool, order: None) -> tuple[Tensor, Tensor]:
         weight, small = self._weight, self.features <= MOST_CHANNELS
-        if inverse and (small or pays(x)):
+        if inverse and (small or pays(x, inverse)):
             inverted, log_abs_det, *_ = channel_map(weight, inverse=True)
             return by_matrix(x, inverted, -log_abs_det, self.bias, inverse=True)
         weight = weight.to(COMPUTE_DTYPE[x.dtype])
