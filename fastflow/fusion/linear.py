@@ -115,8 +115,10 @@ def linear(x: Tensor, given: ChannelMap) -> tuple[Tensor, Tensor]:
     if x.dim() > 2 and given.matrix.shape[0] <= MOST_CHANNELS:
         return map_channels(x, given)
     dtype = COMPUTE_DTYPE[x.dtype]
-    matrix, log_abs_det, center, shift = (
-        part if part is None or part.dtype == dtype else part.to(dtype) for part in given)
+    matrix, log_abs_det, center, shift = given
+    if not matrix.dtype == log_abs_det.dtype == dtype:
+        matrix, log_abs_det = matrix.to(dtype), log_abs_det.to(dtype)
+    center, shift = (None if part is None else part.to(dtype) for part in (center, shift))
     z = _of_rows(x, lambda rows: F.linear(rows if center is None else rows - center, matrix, shift))
     return z, _of_every_row(log_abs_det, x)
 

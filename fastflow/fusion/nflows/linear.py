@@ -7,9 +7,9 @@ until `train` forgets them.
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.layer import Arithmetic, Layer, anything, is_fused, swap
+from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, is_fused, swap
 from fastflow.fusion.linear import Order, by_matrix, entries_to_factors, keep_entries, lu_linear, lu_product, pays
-from fastflow.fusion.nflows.permutations import Permutation, is_permutation
+from fastflow.fusion.nflows import permutations
 from fastflow.ops._checks import COMPUTE_DTYPE
 from fastflow.ops.channel_map import channel_map
 from fastflow.ops.channel_mix import MOST_CHANNELS
@@ -70,7 +70,7 @@ class Convolution(Triangular):
     def prepare(self) -> None:
         super().prepare()
         if not is_fused(self.permutation):  # so that it knows its inverse, also after it loaded another
-            swap(self.permutation, Permutation)
+            swap(self.permutation, permutations.Permutation)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._on_pixels(inputs, inverse=False)
@@ -106,9 +106,10 @@ class Dense(Linear):
 
 
 def _permutes_oddly(layer: nn.Module) -> str:
-    permutation = layer.permutation
-    usual = is_permutation(permutation) and permutation._dim == 1 and len(permutation._permutation) == layer.features
-    return "" if usual else "its permutation is not one of the channels"
+    part = layer.permutation
+    known = digest(type(part), permutations.CODE) in permutations.DIGESTS and part._dim == 1
+    usual = known and part._permutation.sort().values.tolist() == list(range(layer.features))
+    return "" if usual else "its permutation is none of the channels"
 
 
 _CODE = ("forward", "inverse", "forward_no_cache", "inverse_no_cache", "weight", "weight_inverse", "logabsdet",

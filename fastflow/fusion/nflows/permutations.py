@@ -1,32 +1,33 @@
 """nflows: permutations of one dim, and squeeze."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, keep
-from fastflow.fusion.linear import reordered
+from fastflow.fusion.layer import Arithmetic, Layer, anything, keep
 from fastflow.ops._checks import COMPUTE_DTYPE
 
 
 class Permutation(Arithmetic):
-    """Permutation, RandomPermutation and ReversePermutation: the inverse is known and the gradient a selection."""
+    """Permutation, RandomPermutation and ReversePermutation: the inverse is known, and a reversal reads in order."""
 
     def prepare(self) -> None:
-        keep(self, "back", self._permutation.argsort())
+        indices = self._permutation
+        keep(self, "back", indices.argsort())
+        keep(self, "reverses", torch.equal(indices, torch.arange(len(indices) - 1, -1, -1).to(indices)))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._reordered(inputs, self._permutation, self._fused_back)
+        return self._reordered(inputs, self._permutation)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._reordered(inputs, self._fused_back, self._permutation)
+        return self._reordered(inputs, self._fused_back)
 
-    def _reordered(self, inputs: Tensor, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    def _reordered(self, inputs: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         dim = self._dim
         if dim >= inputs.dim():
             raise ValueError(f"No dimension {dim} in inputs.")
-        if inputs.shape[dim] != len(there):
-            raise ValueError(f"Dimension {dim} in inputs must be of size {len(there)}.")
-        return reordered(inputs, (there, back), dim), _zeros(inputs)
+        if inputs.shape[dim] != len(indices):
+            raise ValueError(f"Dimension {dim} in inputs must be of size {len(indices)}.")
+        return inputs.flip(dim) if self._fused_reverses else inputs.index_select(dim, indices), _zeros(inputs)
 
 
 class Squeeze(Arithmetic):
@@ -46,20 +47,9 @@ def _zeros(inputs: Tensor) -> Tensor:
     return inputs.new_zeros(inputs.shape[0], dtype=COMPUTE_DTYPE.get(inputs.dtype, inputs.dtype))
 
 
-def is_permutation(layer: nn.Module) -> bool:
-    """Whether the layer has the code of nflows' permutations and its indices are each of those of the dim once."""
-    indices = layer._permutation
-    return digest(type(layer), _CODE) in _DIGESTS and torch.equal(indices.sort().values, torch.arange(
-        len(indices), dtype=indices.dtype, device=indices.device))
-
-
-def _refuses(layer: nn.Module) -> str:
-    return "" if is_permutation(layer) else "its permutation leaves out an index"
-
-
-_CODE, _DIGESTS = ("forward", "inverse", "_permute", "_inverse_permutation"), ("0f81637787fa",)
+CODE, DIGESTS = ("forward", "inverse", "_permute", "_inverse_permutation"), ("0f81637787fa",)
 LAYERS = (
-    *(Layer("nflows", name, Permutation, _CODE, _DIGESTS, _refuses, "any dim")
+    *(Layer("nflows", name, Permutation, CODE, DIGESTS, anything, "any dim")
       for name in ("Permutation", "RandomPermutation", "ReversePermutation")),
     Layer("nflows", "SqueezeTransform", Squeeze, ("forward", "inverse"), ("b1603ad23afc",), anything, "any factor"),
 )
