@@ -88,21 +88,24 @@ class Dense(Linear):
     """NaiveLinear: z = W x + bias."""
 
     def _computed(self, x: Tensor, inverse: bool, order: None) -> tuple[Tensor, Tensor]:
-        weight, small = self._weight, self.features <= MOST_CHANNELS
-        if inverse and (small or pays(x, inverse)):
+        weight, dtype = self._weight.to(COMPUTE_DTYPE[x.dtype]), x.dtype
+        if not inverse:
+            return by_matrix(x, weight, _log_abs_det(weight), self.bias)
+        if dtype != torch.float64 and (self.features <= MOST_CHANNELS or pays(x, inverse)):
             inverted, log_abs_det, *_ = channel_map(weight, inverse=True)
             return by_matrix(x, inverted, -log_abs_det, self.bias, inverse=True)
-        weight = weight.to(COMPUTE_DTYPE[x.dtype])
-        if not inverse:
-            log_abs_det = matrix_log_det(weight.double()) if small else torch.linalg.slogdet(weight).logabsdet
-            return by_matrix(x, weight, log_abs_det, self.bias)
-        factors, pivots, _ = torch.linalg.lu_factor_ex(weight)
-        z = torch.linalg.lu_solve(factors, pivots, (x - self.bias).to(weight.dtype).mT).mT
-        return z.to(x.dtype), -factors.diagonal().abs().log().sum().repeat(x.shape[0])
+        z = torch.linalg.solve_ex(weight, (x - self.bias).to(weight.dtype).mT).result.mT
+        return z.to(dtype), -_log_abs_det(weight) * weight.new_ones(x.shape[0])
 
     def weight_inverse_and_logabsdet(self) -> tuple[Tensor, Tensor]:
         inverted, log_abs_det, *_ = channel_map(self._weight, inverse=True)
         return inverted.to(self._weight.dtype), -log_abs_det.to(self._weight.dtype)
+
+
+def _log_abs_det(weight: Tensor) -> Tensor:
+    if len(weight) <= MOST_CHANNELS:
+        return matrix_log_det(weight.double()).to(weight.dtype)
+    return torch.linalg.slogdet(weight).logabsdet
 
 
 def _permutes_oddly(layer: nn.Module) -> str:

@@ -31,16 +31,30 @@ class Permutation(Arithmetic):
 
 
 class Squeeze(Arithmetic):
-    """SqueezeTransform: nflows' own, but for the inverse, which it refuses for factors that 4 is no multiple of."""
+    """SqueezeTransform, which undoes odd factors too: nflows asks for a multiple of 4 channels whatever the factor."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        _check_image(inputs)
+        factor, (rows, channels, height, width) = self.factor, inputs.shape
+        if height % factor or width % factor:
+            raise ValueError("Input image size not compatible with the factor.")
+        height, width = height // factor, width // factor
+        pixels = inputs.reshape(rows, channels, height, factor, width, factor).permute(0, 1, 3, 5, 2, 4)
+        return pixels.reshape(rows, channels * factor**2, height, width), _zeros(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if inputs.dim() != 4:
-            raise ValueError("Expecting inputs with 4 dimensions")
+        _check_image(inputs)
         factor, (rows, channels, height, width) = self.factor, inputs.shape
         if channels < factor**2 or channels % factor**2:
             raise ValueError("Invalid number of channel dimensions.")
-        pixels = inputs.reshape(rows, channels // factor**2, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)
-        return pixels.reshape(rows, channels // factor**2, height * factor, width * factor), _zeros(inputs)
+        channels = channels // factor**2
+        pixels = inputs.reshape(rows, channels, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)
+        return pixels.reshape(rows, channels, height * factor, width * factor), _zeros(inputs)
+
+
+def _check_image(inputs: Tensor) -> None:
+    if inputs.dim() != 4:
+        raise ValueError("Expecting inputs with 4 dimensions")
 
 
 def _zeros(inputs: Tensor) -> Tensor:
