@@ -235,4 +235,6 @@ def test_a_flow_of_another_base_is_left():
 
 def test_a_multiscale_flow_samples():
     flow = fuse(flow_of(multiscale((5, 4, 6), 2), D.StandardNormal([120])))
-    assert flow.sample(3).shape == (3, 5, 4, 6)
+    samples, log_prob = flow.sample_and_log_prob(3)
+    assert flow.sample(3).shape == samples.shape == (3, 5, 4, 6)
+    torch.testing.assert_close(log_prob, flow.log_prob(samples))

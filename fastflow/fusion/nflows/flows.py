@@ -1,7 +1,5 @@
 """nflows: sampling in the dtype of a flow's parameters, where nflows draws float32, which a float64 flow refuses."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -22,16 +20,18 @@ class Flow(Arithmetic):
         return samples, self._distribution.log_prob(noise).view(log_det.shape) - log_det
 
     def _drawn(self, count: int, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(samples, the noise that they are made of, log_det), batched as [count] or [contexts, count]; noise flat."""
-        context, base, batch = self._embedding_net(context), self._distribution, (count,)
-        device, dtype = base._log_z.device, next((each.dtype for each in self._transform.parameters()), None)
-        if context is not None:
-            context = torch.as_tensor(context)
-            device, batch = context.device, (len(context), count)
-            context = context.repeat_interleave(count, 0)
-        noise = torch.randn(math.prod(batch), *base._shape, dtype=dtype, device=device)
-        x, log_det = self._transform.inverse(noise, context=context)
-        return x.reshape(*batch, *x.shape[1:]), noise, log_det.reshape(batch)
+        """(samples, the noise that they are made of, log_det): [count, ...], or of contexts [contexts, count, ...],
+        but the noise [contexts * count, ...]."""
+        context, base = self._embedding_net(context), self._distribution
+        dtype = next((each.dtype for each in self._transform.parameters() if each.is_floating_point()), None)
+        if context is None:
+            noise = torch.randn(count, *base._shape, dtype=dtype, device=base._log_z.device)
+            samples, log_det = self._transform.inverse(noise, context=None)
+            return samples, noise, log_det
+        context = torch.as_tensor(context)
+        noise = torch.randn(len(context) * count, *base._shape, dtype=dtype, device=context.device)
+        samples, log_det = self._transform.inverse(noise, context=context.repeat_interleave(count, 0))
+        return samples.unflatten(0, (len(context), count)), noise, log_det.unflatten(0, (len(context), count))
 
 
 def _of_another_base(layer: nn.Module) -> str:

@@ -13,7 +13,8 @@ from fastflow.ops.elementwise_affine import elementwise_affine
 class ActNorm(Arithmetic):
     """ActNorm: z = x e^log_scale + shift; as in nflows the first training batch initialises it.
 
-    One with fewer than two values a channel does not, where nflows makes every parameter NaN.
+    One with fewer than two values a channel does not, where nflows makes every parameter NaN. That the layer is
+    initialised is remembered: who clears the buffer to do it again fuses again, or loads a state.
     """
 
     def prepare(self) -> None:

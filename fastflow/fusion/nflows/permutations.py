@@ -27,7 +27,8 @@ class Permutation(Arithmetic):
             raise ValueError(f"No dimension {dim} in inputs.")
         if inputs.shape[dim] != len(indices):
             raise ValueError(f"Dimension {dim} in inputs must be of size {len(indices)}.")
-        return inputs.flip(dim) if self._fused_reverses else inputs.index_select(dim, indices), _zeros(inputs)
+        flips = self._fused_reverses and dim == inputs.dim() - 1  # of other dims a selection takes as long
+        return inputs.flip(dim) if flips else inputs.index_select(dim, indices), _zeros(inputs)
 
 
 class Squeeze(Arithmetic):
