@@ -1,0 +1,114 @@
+"""zuko: linear maps and permutations of the features, whose parameters are an UnconditionalTransform's arguments."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Transform
+
+from fastflow.fusion.layer import Arithmetic, Layer, keep
+from fastflow.fusion.zuko.functional import Bijection, check_features, functional, is_known
+from fastflow.ops._define import under_transform
+from fastflow.ops.channel_map import ChannelMap
+from fastflow.ops.channel_mix import map_channels
+from fastflow.ops.invert import MOST_ROWS, invert
+from fastflow.ops.permute import _Permute
+
+
+class LazyUnconditional(Arithmetic):
+    """UnconditionalTransform of a matrix or an order of the features."""
+
+    def prepare(self) -> None:
+        mixin = _mixin(self.f)
+        keep(self, "functional", functional(mixin, self.f))
+        keep(self, "back", _argument(self).argsort() if mixin is Permutation else None)
+
+    def forward(self, c: Tensor | None = None) -> Transform:
+        transform = self._fused_functional(*self.args, **self.kwargs)
+        transform.back = self._fused_back
+        return transform
+
+
+class Rows(Bijection):
+    """A bijection of single rows: `map_rows` gets x [rows, features]."""
+
+    def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_features(type(self).__name__, x, self.features)
+        if x.dim() == 2:
+            return self.map_rows(x, inverse)
+        z, log_det = self.map_rows(x.reshape(-1, self.features), inverse)
+        return z.view(x.shape), log_det.view(x.shape[:-1])
+
+
+class LULinear(Rows):
+    """LULinearTransform: z = L U x; the ones are on the diagonal of U."""
+
+    @property
+    def features(self) -> int:
+        return self.L.shape[0]
+
+    def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            log_det = self.L.diagonal().abs().log().sum()
+            if not inverse:
+                return map_channels(x, ChannelMap(self.L @ self.U, log_det))
+            if self.features <= MOST_ROWS:
+                return map_channels(x, ChannelMap(invert(self.L.double() @ self.U.double())[0], -log_det))
+            z = torch.linalg.solve_triangular(self.L, x.T, upper=False)
+            z = torch.linalg.solve_triangular(self.U, z, upper=True, unitriangular=True)
+            return z.T, -log_det.expand(x.shape[0])
+
+
+class Rotation(Rows):
+    """RotationTransform: z = R x, R orthogonal."""
+
+    @property
+    def features(self) -> int:
+        return self.R.shape[0]
+
+    def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return map_channels(x, ChannelMap(self.R.T if inverse else self.R, self.R.new_zeros(())))
+
+
+class Permutation(Rows):
+    """PermutationTransform, which knows the inverse order."""
+
+    @property
+    def features(self) -> int:
+        return self.order.shape[0]
+
+    def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        there, back = (self.back, self.order) if inverse else (self.order, self.back)
+        z = x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
+        return z, x.new_zeros(x.shape[0])
+
+
+_CODES = {"6f25ef347131": LULinear, "eb68cf46099d": Rotation, "fb8df30c677e": Permutation}
+
+
+def _mixin(function: object) -> type[Rows] | None:
+    return next((mixin for code, mixin in _CODES.items() if is_known(function, code)), None)
+
+
+def _argument(layer: nn.Module) -> object:
+    """The matrix, or the order; None where it is not the only argument."""
+    arguments = [*layer.args, *layer.kwargs.values()]
+    return arguments[0] if len(arguments) == 1 else None
+
+
+def _refuses(layer: nn.Module) -> str:
+    mixin, argument = _mixin(layer.f), _argument(layer)
+    if mixin is None:
+        return f"its transform is {getattr(layer.f, '__name__', type(layer.f).__name__)}"
+    if not isinstance(argument, Tensor):
+        return f"its transform has other arguments than {'an order' if mixin is Permutation else 'a matrix'}"
+    if mixin is not Permutation:
+        square = argument.dim() == 2 and argument.shape[0] == argument.shape[1]
+        return "" if square else f"its matrix has shape {tuple(argument.shape)}, expected one square matrix"
+    if argument.dim() != 1 or not argument.sort().values.equal(torch.arange(len(argument), device=argument.device)):
+        return "its order is not that of a permutation"
+    return ""
+
+
+LAYERS = (
+    Layer("zuko", "UnconditionalTransform", LazyUnconditional, ("forward", "args", "kwargs"), ("c0705ad1b9de",),
+          _refuses, "LULinearTransform, RotationTransform and PermutationTransform, any leading dims"),
+)
