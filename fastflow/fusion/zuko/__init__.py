@@ -3,6 +3,6 @@
 A lazy layer builds a functional transform or distribution in each call; a fused one builds a subclass of the same.
 """
 
-from fastflow.fusion.zuko import composed, couplings, unconditional
+from fastflow.fusion.zuko import composed, couplings, distributions, elementwise, unconditional
 
-LAYERS = (*couplings.LAYERS, *unconditional.LAYERS, *composed.LAYERS)
+LAYERS = (*couplings.LAYERS, *elementwise.LAYERS, *unconditional.LAYERS, *composed.LAYERS, *distributions.LAYERS)

@@ -1,4 +1,4 @@
-"""zuko: the composition of transforms, such that Dynamo can trace it: the original asserts that a tuple is not empty."""
+"""zuko: compositions. Dynamo cannot trace the original, which asserts that a tuple is not empty."""
 
 from torch import Tensor, nn
 from torch.distributions import Transform

@@ -12,7 +12,15 @@ from torch.distributions import Transform
 
 from fastflow.fusion.couplings import conditioned, fork, gathered, keep_split, scattered
 from fastflow.fusion.layer import Arithmetic, Layer, keep, original_class
-from fastflow.fusion.zuko.functional import TRANSFORM_CODE, Bijection, check_features, functional, is_known
+from fastflow.fusion.zuko.functional import (
+    TRANSFORM_CODE,
+    Bijection,
+    check_features,
+    functional,
+    in_rows,
+    is_known,
+    out_of_rows,
+)
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
@@ -52,25 +60,19 @@ class Coupling(Bijection):
 
     def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """(z [..., features], log_det [...]) of x; leading dims of x and the context are broadcast."""
-        layer, context = self.layer, self.context
-        features = layer.mask.shape[0]
-        check_features("GeneralCouplingTransform", x, features)
-        leading = x.shape[:-1]
-        if context is not None and context.shape[:-1] != leading:
+        layer, context, leading = self.layer, self.context, x.shape[:-1]
+        check_features("GeneralCouplingTransform", x, layer.mask.shape[0])
+        if context is not None:
             leading = torch.broadcast_shapes(leading, context.shape[:-1])
-            x, context = (each.expand(*leading, each.shape[-1]) for each in (x, context))
         passive, active = layer._fused_split
-        rows = x if x.dim() == 2 else x.reshape(-1, features)
-        rows, given = fork(gathered(layer, rows), passive, alone=layer._fused_map.kind != "additive")
-        made = self._conditioned(given if x.dim() == 2 else given.view(*leading, given.shape[1]), context)
-        if x.dim() != 2:
-            made = made.reshape(rows.shape[0], made.shape[-1])
-        z, log_det = _couple(rows, made, layer._fused_map, active, inverse)
-        z = scattered(layer, z)
-        return (z, log_det) if x.dim() == 2 else (z.view(x.shape), log_det.view(leading))
-
-    def _conditioned(self, given: Tensor, context: Tensor | None) -> Tensor:
-        return conditioned(self.layer.hyper, given if context is None else torch.cat([given, context], -1))
+        x, given = fork(gathered(layer, in_rows(x, leading)), passive, alone=layer._fused_map.kind != "additive")
+        if len(leading) != 1:
+            given = given.view(*leading, given.shape[1])
+        if context is not None:
+            given = torch.cat([given, context.expand(*leading, context.shape[-1])], -1)
+        made = in_rows(conditioned(layer.hyper, given), leading)
+        z, log_det = _couple(x, made, layer._fused_map, active, inverse)
+        return out_of_rows(scattered(layer, z), log_det, leading)
 
 
 def _couple(x: Tensor, made: Tensor, given: ScaleMap, active: slice, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ shapes and caches are the original's.
 import copyreg
 from functools import cache
 
+import torch
 from torch import Tensor
 from torch.distributions.transforms import Transform, _InverseTransform
 
@@ -61,6 +62,18 @@ class Inverse(_InverseTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._inv.map(x, inverse=True)
+
+
+def in_rows(x: Tensor, leading: torch.Size) -> Tensor:
+    """x [..., n] as [rows, n], broadcast to the leading dims."""
+    if len(leading) == 1 and x.shape[:-1] == leading:
+        return x
+    return x.expand(*leading, x.shape[-1]).reshape(-1, x.shape[-1])
+
+
+def out_of_rows(z: Tensor, log_det: Tensor, leading: torch.Size) -> tuple[Tensor, Tensor]:
+    """z [..., n] and log_det [...] of what was computed in rows."""
+    return (z, log_det) if len(leading) == 1 else (z.view(*leading, z.shape[1]), log_det.view(leading))
 
 
 def check_features(layer: str, x: Tensor, features: int) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from fastflow.fusion.layer import Arithmetic, Layer, keep
-from fastflow.fusion.zuko.functional import Bijection, check_features, functional, is_known
+from fastflow.fusion.zuko.functional import Bijection, check_features, functional, in_rows, is_known, out_of_rows
 from fastflow.ops._define import under_transform
 from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.channel_mix import map_channels
@@ -32,10 +32,8 @@ class Rows(Bijection):
 
     def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         check_features(type(self).__name__, x, self.features)
-        if x.dim() == 2:
-            return self.map_rows(x, inverse)
-        z, log_det = self.map_rows(x.reshape(-1, self.features), inverse)
-        return z.view(x.shape), log_det.view(x.shape[:-1])
+        leading = x.shape[:-1]
+        return out_of_rows(*self.map_rows(in_rows(x, leading), inverse), leading)
 
 
 class LULinear(Rows):
