@@ -76,7 +76,7 @@ def fork(x: Tensor, passive: slice, alone: bool = True) -> tuple[Tensor, Tensor]
 
     `alone` says that the gradient of the former is a tensor of its own, as that of every coupling but the additive is.
     """
-    if not (alone and x.requires_grad and torch.is_grad_enabled()) or under_transform() or (
+    if not (alone and x.requires_grad and torch.is_grad_enabled()) or under_transform() or torch.jit.is_tracing() or (
             _backend.forced() == "reference"):
         return x, x[:, passive]
     return _Fork.apply(x, passive)
