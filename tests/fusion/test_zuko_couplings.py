@@ -57,11 +57,11 @@ def test_agrees(options, mask, call):
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(("shape", "context"), [((17,), None), ((17,), (17,)), ((17,), ()), ((), None), ((), ()),
                                                 ((1,), (1,)), ((3, 4), None), ((3, 4), (4,)), ((3, 4), (3, 1)),
-                                                ((2, 3, 4), (3, 4)), ((2, 1, 4), None), ((4, 3), (1, 1, 3))])
+                                                ((2, 3, 4), (3, 4)), ((2, 1, 4), None)])
 def test_leading_dims_of_x_and_context(shape, context, call):
     if context is None:
         assert_agrees(coupling(), call, torch.randn(*shape, D))
-    elif len(context) <= len(shape):
+    else:
         assert_agrees(coupling(2), call, torch.randn(*shape, D), torch.randn(*context, 2))
 
 
@@ -151,7 +151,7 @@ def test_keeps_what_is_known_of_a_transform():
             mine.with_cache()
     assert ours.inv is ours.inv
     assert ours.inv.inv is ours
-    assert ours == ours  # noqa: PLR0124
+    assert ours == ours
     assert ours != fuse(copy.deepcopy(original))(context)
     assert torch.equal(ours.idx_a, theirs.idx_a)
     assert torch.equal(ours.idx_b, theirs.idx_b)
