@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from fastflow.fusion.couplings import conditioned, fork, gathered, keep_split, scattered
+from fastflow.fusion.couplings import conditioned, gathered, keep_split, scattered
 from fastflow.fusion.layer import Arithmetic, Layer, keep, original_class
 from fastflow.fusion.zuko.functional import (
     TRANSFORM_CODE,
@@ -65,7 +65,8 @@ class Coupling(Bijection):
         if context is not None:
             leading = torch.broadcast_shapes(leading, context.shape[:-1])
         passive, active = layer._fused_split
-        x, given = fork(gathered(layer, in_rows(x, leading)), passive, alone=layer._fused_map.kind != "additive")
+        x = gathered(layer, in_rows(x, leading))
+        given = x[:, passive]
         if len(leading) != 1:
             given = given.view(*leading, given.shape[1])
         if context is not None:

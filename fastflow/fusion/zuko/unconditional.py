@@ -5,11 +5,10 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from fastflow.fusion.layer import Arithmetic, Layer, keep
+from fastflow.fusion.linear import linear, lu_product, pays
 from fastflow.fusion.zuko.functional import Bijection, check_features, functional, in_rows, is_known, out_of_rows
 from fastflow.ops._define import under_transform
 from fastflow.ops.channel_map import ChannelMap
-from fastflow.ops.channel_mix import map_channels
-from fastflow.ops.invert import MOST_ROWS, invert
 from fastflow.ops.permute import _Permute
 
 
@@ -37,22 +36,27 @@ class Rows(Bijection):
 
 
 class LULinear(Rows):
-    """LULinearTransform: z = L U x; the ones are on the diagonal of U."""
+    """LULinearTransform: z = L U x; the ones are on the diagonal of U, so that it is (L U)^T whose L has them."""
+
+    def __init__(self, LU: Tensor) -> None:
+        super().__init__(LU)
+        self.transposed = LU.mT
 
     @property
     def features(self) -> int:
         return self.L.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
-            log_det = self.L.diagonal().abs().log().sum()
-            if not inverse:
-                return map_channels(x, ChannelMap(self.L @ self.U, log_det))
-            if self.features <= MOST_ROWS:
-                return map_channels(x, ChannelMap(invert(self.L.double() @ self.U.double())[0], -log_det))
-            z = torch.linalg.solve_triangular(self.L, x.T, upper=False)
-            z = torch.linalg.solve_triangular(self.U, z, upper=True, unitriangular=True)
-            return z.T, -log_det.expand(x.shape[0])
+        log_abs_det = self.L.diagonal().abs().log().sum()
+        if not inverse:
+            with torch.autocast(x.device.type, enabled=False):
+                matrix = self.L @ self.U
+            return linear(x, ChannelMap(matrix, log_abs_det))
+        if pays(x):
+            return linear(x, ChannelMap(lu_product(self.transposed, inverse=True).mT, -log_abs_det))
+        z = torch.linalg.solve_triangular(self.L, x.mT, upper=False)
+        z = torch.linalg.solve_triangular(self.U, z, upper=True, unitriangular=True)
+        return z.mT, -log_abs_det.expand(x.shape[0])
 
 
 class Rotation(Rows):
@@ -63,7 +67,7 @@ class Rotation(Rows):
         return self.R.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return map_channels(x, ChannelMap(self.R.T if inverse else self.R, self.R.new_zeros(())))
+        return linear(x, ChannelMap(self.R.T if inverse else self.R, self.R.new_zeros(())))
 
 
 class Permutation(Rows):
