@@ -1,4 +1,7 @@
-"""zuko: the affine map of every feature by itself, of parameters of its own or made from the context."""
+"""zuko: the affine map of every feature by itself, by parameters that are made from the context.
+
+Parameters are interleaved t a t a. Where they are of the layer's own, PyTorch's operations are as fast.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,6 @@ from fastflow.fusion.zuko.functional import (
     out_of_rows,
 )
 from fastflow.ops.affine_coupling import affine_coupling_packed
-from fastflow.ops.elementwise_affine import elementwise_affine
 
 
 class LazyElementWise(Arithmetic):
@@ -27,7 +29,7 @@ class LazyElementWise(Arithmetic):
         keep(self, "map", scale_map(self.univariate))
 
     def forward(self, c: Tensor | None = None) -> Transform:
-        return self._fused_functional(self, None if c is None else self.hyper(c))
+        return super().forward(c) if c is None else self._fused_functional(self, self.hyper(c))
 
 
 class ElementWise(Bijection):
@@ -37,7 +39,7 @@ class ElementWise(Bijection):
     bijective = True
     reinterpreted = 1
 
-    def __init__(self, layer: LazyElementWise, made: Tensor | None, inverted: bool = False) -> None:
+    def __init__(self, layer: LazyElementWise, made: Tensor, inverted: bool = False) -> None:
         Transform.__init__(self)
         self.layer, self.made, self.inverted = layer, made, inverted
 
@@ -47,26 +49,16 @@ class ElementWise(Bijection):
 
     @property
     def base(self) -> Transform:
-        return self._univariate().inv if self.inverted else self._univariate()
-
-    def _univariate(self) -> Transform:
-        if self.made is None:
-            return self.layer.univariate(*self.layer.phi)
-        return self.layer.univariate(*self.made.unflatten(-1, (self.made.shape[-1] // 2, 2)).unbind(-1))
+        univariate = self.layer.univariate(self.made[..., 0::2], self.made[..., 1::2])
+        return univariate.inv if self.inverted else univariate
 
     def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """(z [..., features], log_det [...]) of x; leading dims of x and the context are broadcast."""
-        inverse, made, leading = inverse != self.inverted, self.made, x.shape[:-1]
-        if made is None:
-            own = self._univariate()
-            check_features("ElementWiseTransform", x, own.shift.shape[0])
-            z, log_det = elementwise_affine(in_rows(x, leading), own.shift, own.log_scale, inverse=inverse)
-        else:
-            check_features("ElementWiseTransform", x, made.shape[-1] // 2)
-            leading = torch.broadcast_shapes(leading, made.shape[:-1])
-            z, log_det = affine_coupling_packed(
-                in_rows(x, leading), in_rows(made, leading), packing="shift_scale_interleaved",
-                scale_map=self.layer._fused_map, inverse=inverse)
+        check_features("ElementWiseTransform", x, self.made.shape[-1] // 2)
+        leading = torch.broadcast_shapes(x.shape[:-1], self.made.shape[:-1])
+        z, log_det = affine_coupling_packed(
+            in_rows(x, leading), in_rows(self.made, leading), packing="shift_scale_interleaved",
+            scale_map=self.layer._fused_map, inverse=inverse != self.inverted)
         return out_of_rows(z, log_det, leading)
 
 
@@ -80,6 +72,8 @@ def _refuses(layer: nn.Module) -> str:
     known = scale_map(layer.univariate)
     if known is None or known.kind == "additive":
         return univariate_name(layer)
+    if not hasattr(layer, "hyper"):
+        return "its parameters are of its own, for which PyTorch's operations are as fast"
     if [tuple(shape) for shape in layer.shapes] != [(), ()]:
         return f"its shapes are {layer.shapes}, expected [(), ()]"
     return ""
@@ -87,5 +81,5 @@ def _refuses(layer: nn.Module) -> str:
 
 LAYERS = (
     Layer("zuko", "ElementWiseTransform", LazyElementWise, ("forward",), ("c9be1f8c0532",), _refuses,
-          "MonotonicAffineTransform of any slope, context, any leading dims"),
+          "MonotonicAffineTransform of any slope, by a context, any leading dims"),
 )

@@ -1,14 +1,15 @@
 """zuko: linear maps and permutations of the features, whose parameters are an UnconditionalTransform's arguments."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Transform
 
 from fastflow.fusion.layer import Arithmetic, Layer, keep
-from fastflow.fusion.linear import linear, lu_product, pays
+from fastflow.fusion.linear import lu_product, pays
 from fastflow.fusion.zuko.functional import Bijection, check_features, functional, in_rows, is_known, out_of_rows
+from fastflow.ops._checks import compute_dtype
 from fastflow.ops._define import under_transform
-from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.permute import _Permute
 
 
@@ -36,46 +37,51 @@ class Rows(Bijection):
 
 
 class LULinear(Rows):
-    """LULinearTransform: z = L U x; the ones are on the diagonal of U, so that it is (L U)^T whose L has them."""
+    """LULinearTransform: z = L U x; the ones are on the diagonal of U."""
 
     def __init__(self, LU: Tensor) -> None:
-        super().__init__(LU)
-        self.transposed = LU.mT
+        Transform.__init__(self)
+        self.factors, self.features = LU, LU.shape[0]
 
     @property
-    def features(self) -> int:
-        return self.L.shape[0]
+    def L(self) -> Tensor:
+        return self.factors.tril()
+
+    @property
+    def U(self) -> Tensor:
+        return self.factors.triu(1) + torch.eye(self.features, dtype=self.factors.dtype, device=self.factors.device)
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        log_abs_det = self.L.diagonal().abs().log().sum()
-        if not inverse:
-            with torch.autocast(x.device.type, enabled=False):
-                matrix = self.L @ self.U
-            return linear(x, ChannelMap(matrix, log_abs_det))
-        if pays(x):
-            return linear(x, ChannelMap(lu_product(self.transposed, inverse=True).mT, -log_abs_det))
-        z = torch.linalg.solve_triangular(self.L, x.mT, upper=False)
-        z = torch.linalg.solve_triangular(self.U, z, upper=True, unitriangular=True)
-        return z.mT, -log_abs_det.expand(x.shape[0])
+        factors = self.factors
+        log_det = factors.diagonal().to(compute_dtype(x)).abs().log().sum().expand(x.shape[0])
+        with torch.autocast(x.device.type, enabled=False):
+            if not inverse:
+                lower = self.L
+                return F.linear(x, torch.addmm(lower, lower, factors.triu(1))), log_det
+            if pays(x):  # of the transpose, U^T L^T, the first factor has the ones
+                return F.linear(x, lu_product(factors.mT, inverse=True).mT), -log_det
+        z = torch.linalg.solve_triangular(factors, x.mT, upper=False)
+        return torch.linalg.solve_triangular(factors, z, upper=True, unitriangular=True).mT, -log_det
 
 
 class Rotation(Rows):
     """RotationTransform: z = R x, R orthogonal."""
 
-    @property
-    def features(self) -> int:
-        return self.R.shape[0]
+    def __init__(self, A: Tensor) -> None:
+        super().__init__(A)
+        self.features = A.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return linear(x, ChannelMap(self.R.T if inverse else self.R, self.R.new_zeros(())))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self.R.mT if inverse else self.R), x.new_zeros(x.shape[0])
 
 
 class Permutation(Rows):
-    """PermutationTransform, which knows the inverse order."""
+    """PermutationTransform, whose layer knows the inverse order."""
 
-    @property
-    def features(self) -> int:
-        return self.order.shape[0]
+    def __init__(self, order: Tensor) -> None:
+        super().__init__(order)
+        self.features = order.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         there, back = (self.back, self.order) if inverse else (self.order, self.back)
