@@ -21,7 +21,8 @@ from fastflow.ops.channel_mix import MOST_CHANNELS, map_channels
 
 Order = tuple[Tensor, Tensor]  # a permutation and its inverse
 
-_ROWS_A_FEATURE = 2  # from here on W pays: measured from 16 to 256 features
+# From so many rows a feature, and so many numbers, W or its inverse pays: measured from 8 to 256 features.
+_ROWS_A_FEATURE, _NUMBERS, _NUMBERS_INVERSE = 4, 2**16, 2**14
 
 
 def keep_entries(layer: nn.Module) -> None:
@@ -79,7 +80,7 @@ def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | No
     Returns (z, log_det [B]), z in x's dtype. Arithmetic is float32 (float64 for float64 x), also under autocast.
     Arguments are trusted.
     """
-    if pays(x):
+    if pays(x, inverse):
         return by_matrix(x, lu_product(factors, inverse), log_abs_det, bias, order=order, inverse=inverse)
     if inverse:
         z = _of_rows(x, lambda rows: _solve(factors, rows if bias is None else rows - bias))
@@ -89,10 +90,11 @@ def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | No
     return z, _of_every_row(-log_abs_det if inverse else log_abs_det, x)
 
 
-def pays(x: Tensor) -> bool:
+def pays(x: Tensor, inverse: bool) -> bool:
     """Whether x has rows enough that a matrix, or an inverse, of its channels is made for them."""
-    features, pixels = x.shape[1], math.prod(x.shape[2:])
-    return (x.dim() > 2 and features <= MOST_CHANNELS) or x.shape[0] * pixels >= _ROWS_A_FEATURE * features
+    features, rows = x.shape[1], x.shape[0] * math.prod(x.shape[2:])
+    return (x.dim() > 2 and features <= MOST_CHANNELS) or (
+        rows >= _ROWS_A_FEATURE * features and rows * features >= (_NUMBERS_INVERSE if inverse else _NUMBERS))
 
 
 def by_matrix(x: Tensor, matrix: Tensor, log_abs_det: Tensor, bias: Tensor | None, *, order: Order | None = None,

@@ -68,7 +68,8 @@ class Rotation(Rows):
     """RotationTransform: z = R x, R orthogonal."""
 
     def __init__(self, A: Tensor) -> None:
-        super().__init__(A)
+        with torch.autocast(A.device.type, enabled=False):
+            super().__init__(A)
         self.features = A.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
