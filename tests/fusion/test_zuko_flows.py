@@ -238,8 +238,8 @@ def compiled(module, x, *context):
 
 @pytest.mark.parametrize("kind", FLOWS)
 def test_one_graph(kind):
-    """torch.compile takes all of a fused flow, in training, by one graph for batches of any size. (Of few rows, less
-    than twice the features, the inverse of a linear map is another graph.)"""
+    """torch.compile takes all of a fused flow, in training, by one graph for batches of any size. (Of many rows the
+    inverse of a linear map is another graph.)"""
     module = fuse(flow(kind))
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")

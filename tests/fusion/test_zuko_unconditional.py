@@ -10,6 +10,7 @@ from peers import zuko
 
 from fastflow.fusion import fuse
 from fastflow.fusion.swap import survey
+from fastflow.fusion.zuko import unconditional
 
 D = 5
 t, Unconditional = zuko.transforms, zuko.lazy.UnconditionalTransform
@@ -30,6 +31,12 @@ def permutation(features=D, **options):
 
 
 KINDS = (lu, rotation, permutation)
+
+
+@pytest.fixture(params=["matrix", "solves"], autouse=True)
+def way(request, monkeypatch):
+    """How the inverse of an LULinearTransform is found, whatever the number of rows."""
+    monkeypatch.setattr(unconditional, "pays", lambda x, inverse: request.param == "matrix")
 
 
 def forward(layer, x):
@@ -57,11 +64,17 @@ def test_agrees(make, shape, call):
 
 
 @pytest.mark.parametrize("call", [forward, inverse])
-@pytest.mark.parametrize("features", [1, 3, 64, 65, 100])
+@pytest.mark.parametrize("features", [3, 64, 65, 100])
 @pytest.mark.parametrize("make", KINDS)
 def test_any_number_of_features(make, features, call):
-    for rows in (3, 250):
-        assert_agrees(make(features), call, torch.randn(rows, features))
+    assert_agrees(make(features), call, torch.randn(40, features))
+
+
+@pytest.mark.parametrize("call", [forward, inverse])
+@pytest.mark.parametrize("make", KINDS)
+def test_one_feature(make, call):
+    original, x = make(1), torch.randn(7, 1)
+    torch.testing.assert_close(call(fuse(copy.deepcopy(original)), x), call(original, x))
 
 
 @pytest.mark.parametrize("layout", [each for each in LAYOUTS if each != "channels_last"])
@@ -111,10 +124,9 @@ def test_transforms_of_functions(make, call):
         torch.testing.assert_close(transformed(fused), transformed(original))
 
 
-@pytest.mark.parametrize("rows", [3, 40])
 @pytest.mark.parametrize("make", [lu, rotation])
-def test_autocast_leaves_float32_alone(make, rows):
-    layer, x = fuse(make()), torch.randn(rows, D, requires_grad=True)
+def test_autocast_leaves_float32_alone(make):
+    layer, x = fuse(make()), torch.randn(17, D)
     expected = (*forward(layer, x), *inverse(layer, x))
     with torch.autocast("cpu", torch.bfloat16):
         results = (*forward(layer, x), *inverse(layer, x))

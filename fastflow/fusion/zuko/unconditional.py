@@ -58,7 +58,7 @@ class LULinear(Rows):
             if not inverse:
                 lower = self.L
                 return F.linear(x, torch.addmm(lower, lower, factors.triu(1))), log_det
-            if pays(x):  # of the transpose, U^T L^T, the first factor has the ones
+            if pays(x, inverse):  # of the transpose, U^T L^T, the first factor has the ones
                 return F.linear(x, lu_product(factors.mT, inverse=True).mT), -log_det
         z = torch.linalg.solve_triangular(factors, x.mT, upper=False)
         return torch.linalg.solve_triangular(factors, z, upper=True, unitriangular=True).mT, -log_det
