@@ -1,5 +1,7 @@
 """zuko: linear maps and permutations of the features, whose parameters are an UnconditionalTransform's arguments."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ class LULinear(Rows):
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         factors = self.factors
         log_det = factors.diagonal().to(compute_dtype(x)).abs().log().sum().expand(x.shape[0])
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             if not inverse:
                 lower = self.L
                 return F.linear(x, torch.addmm(lower, lower, factors.triu(1))), log_det
@@ -68,12 +70,12 @@ class Rotation(Rows):
     """RotationTransform: z = R x, R orthogonal."""
 
     def __init__(self, A: Tensor) -> None:
-        with torch.autocast(A.device.type, enabled=False):
+        with _without_autocast(A):
             super().__init__(A)
         self.features = A.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             return F.linear(x, self.R.mT if inverse else self.R), x.new_zeros(x.shape[0])
 
 
@@ -88,6 +90,11 @@ class Permutation(Rows):
         there, back = (self.back, self.order) if inverse else (self.order, self.back)
         z = x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
         return z, x.new_zeros(x.shape[0])
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 _CODES = {"6f25ef347131": LULinear, "eb68cf46099d": Rotation, "fb8df30c677e": Permutation}
