@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastflow import _backend
-from fastflow.fusion.incremental import Problem, passes, solve
+from fastflow.fusion.incremental import Staged, passes, solve
 from fastflow.fusion.layer import Arithmetic, keep, original_class
 from fastflow.fusion.masked_network import Network, Unsupported, evaluate, plan
 from fastflow.fusion.univariate import Univariate
@@ -19,7 +19,9 @@ from fastflow.ops._define import under_transform
 
 log = logging.getLogger("fastflow")
 
-FEW = 2  # stages for which passes take no longer
+# Multiplications of all passes up to which they take less than the walk through the stages does at least, and the
+# number of stages from which their gradient takes longer whatever the size. Measured on a CPU, 2 to 64 features.
+SMALL, MANY = 8e6, 10
 
 
 class Autoregressive(Arithmetic):
@@ -33,11 +35,12 @@ class Autoregressive(Arithmetic):
         """The same, as nodes. Raises Unsupported."""
         raise NotImplementedError
 
-    def _keep_plan(self, univariate: Univariate, features: int, count: int) -> None:
-        """For `prepare`: looks at the masks. `count` is how many passes the library takes for the inverse."""
+    def _keep_plan(self, univariate: Univariate, features: int, count: int, context: Tensor | None = None) -> None:
+        """For `prepare`: looks at the masks. `count` is how many passes the library takes for the inverse, `context`
+        one that the network takes."""
         known, orders = None, None
         try:
-            known, orders = plan(self._network(None), features)
+            known, orders = plan(self._network(context), features)
             if known.stages > count:
                 known = None
                 raise Unsupported(f"its masks need {known.stages} passes, and it takes {count}")
@@ -56,7 +59,8 @@ class Autoregressive(Arithmetic):
         whole, count = partial(self._condition, context=context), self._fused_count
         if known is None:
             return passes(whole, univariate, z, count)
-        if torch.compiler.is_compiling() or under_transform():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or under_transform() or known.stages == 1:
             return passes(whole, univariate, z, known.stages)
         try:
             network = self._network(context)
@@ -71,11 +75,11 @@ class Autoregressive(Arithmetic):
             return passes(whole, univariate, z, count)
         weights = [each.to(dtype) for each in network.weights]
         vectors = [each if each is None else _per_row(each, z).to(dtype) for each in network.vectors]
-        if known.stages <= FEW or not len(z) or _backend.forced() == "reference":
+        if not len(z) or _backend.forced() == "reference" or _is_short(known.stages, len(z), weights):
             return passes(lambda x: evaluate(network.nodes, weights, vectors, x)[-1], univariate, z, known.stages)
         with torch.autocast(z.device.type, enabled=False):
             orders = self._fused_orders.split(known.sizes) if known.sizes else ()
-            return solve(Problem(known, orders, network.nodes, univariate), weights, vectors, z)
+            return solve(Staged(network.nodes, univariate, known, orders), weights, vectors, z)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Modules load after the one that they are in, whose plan is made of their masks: these are loaded here."""
@@ -88,3 +92,10 @@ class Autoregressive(Arithmetic):
 
 def _per_row(vector: Tensor, z: Tensor) -> Tensor:
     return vector if vector.dim() == 1 else vector.expand(len(z), -1)
+
+
+def _is_short(stages: int, rows: int, weights: list[Tensor]) -> bool:
+    """Whether passes of the whole network take no longer than its stages."""
+    recorded = torch.is_grad_enabled()
+    size = (stages - 1 - recorded) * rows * sum(each.numel() for each in weights)
+    return size < SMALL and not (recorded and stages >= MANY)

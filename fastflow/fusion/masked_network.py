@@ -74,7 +74,8 @@ class Network:
 
     def batch_norm(self, source: int, module: nn.Module) -> int:
         """The statistics that the module has; those of the batch vary."""
-        if type(module) is not nn.BatchNorm1d or is_hooked(module) or module.running_mean is None:
+        expect(module)
+        if type(module) is not nn.BatchNorm1d or module.running_mean is None:
             raise Unsupported("its batch norm is not one with running statistics")
         if module.training:
             self.varies = "its batch norm takes the statistics of the batch"
@@ -86,8 +87,9 @@ class Network:
 
     def dropout(self, source: int, module: nn.Module) -> int:
         """The source itself: a dropout that drops varies."""
-        if type(module) is not nn.Dropout or is_hooked(module):
-            raise Unsupported("its dropout is a module of your own, or hooked")
+        expect(module)
+        if type(module) is not nn.Dropout:
+            raise Unsupported(f"its dropout is a {type(module).__name__}")
         if module.training and module.p > 0:
             self.varies = "its dropout is active"
         return source
@@ -101,12 +103,12 @@ class Network:
 _LINEAR_CODE = ("16c8c55eefd6", "8818233af40c")
 
 
-def expect(module: nn.Module, digests: tuple[str, ...]) -> None:
-    """Raises Unsupported unless the module's forward has known code and nothing else happens in a call of it."""
-    if digest(type(module), ("forward",)) not in digests or "forward" in vars(module):
-        raise Unsupported(f"its network has a {type(module).__name__} of unknown code")
-    if is_hooked(module):
-        raise Unsupported(f"its network has a hook on a {type(module).__name__}")
+def expect(module: nn.Module, digests: tuple[str, ...] = ()) -> None:
+    """Raises Unsupported unless a call of the module is one of its class's forward, of known code where that is said."""
+    if digests and digest(type(module), ("forward",)) not in digests:
+        raise Unsupported(f"the code of its {type(module).__name__} is not that of a known release")
+    if is_hooked(module) or "forward" in vars(module):
+        raise Unsupported(f"its {type(module).__name__} has a hook or a forward of its own")
 
 
 _FUNCTIONS = (F.relu, torch.relu, F.tanh, torch.tanh, F.elu, F.leaky_relu, F.silu, F.gelu, F.sigmoid, torch.sigmoid,
@@ -118,8 +120,9 @@ def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     """The function itself, or a module's; raises Unsupported for one that is not known to act element by element."""
     if function in _FUNCTIONS:
         return function
-    if type(function) not in _MODULES or is_hooked(function) or "forward" in vars(function):
+    if type(function) not in _MODULES:
         raise Unsupported(f"its activation is {getattr(function, '__name__', type(function).__name__)}")
+    expect(function)
     if getattr(function, "inplace", False):
         raise Unsupported("its activation works in place")
     return function.forward

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fastflow.fusion.autoregressive import Autoregressive
-from fastflow.fusion.layer import Layer, anything
+from fastflow.fusion.layer import Layer
 from fastflow.fusion.masked_network import Network, expect
 from fastflow.fusion.univariate import Univariate
 from fastflow.ops.scale_map import ScaleMap
@@ -58,10 +58,14 @@ def _feedforward(network: Network, value: int, block: nn.Module, context: Tensor
     return network.dropout(value, block.dropout)
 
 
+def _refuses(layer: nn.Module) -> str:
+    return "" if layer._epsilon > 0 else f"its _epsilon is {layer._epsilon}, expected a number > 0"
+
+
 _MADE, _RESIDUAL, _FEEDFORWARD = ("a4a7f3236f78",), ("7e4ffba8e121",), ("7fa089b7c88e",)
 _CODE = ("forward", "inverse", "_elementwise_forward", "_elementwise_inverse", "_unconstrained_scale_and_shift")
 LAYERS = (
     Layer("nflows", "MaskedAffineAutoregressiveTransform", MaskedAffine, _CODE, ("15b0988f92e2", "f1ab8fbf6c81"),
-          anything, "any conditioner; the inverse of MADE by stages: any blocks, masks and context, elementwise "
+          _refuses, "any conditioner; the inverse of MADE by stages: any blocks, masks and context, elementwise "
           "activations of PyTorch, no dropout or batch norm in training"),
 )

@@ -1,5 +1,6 @@
 """zuko: masked affine and additive autoregressive layers. Parameters are interleaved t a t a."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from fastflow.fusion.autoregressive import Autoregressive
-from fastflow.fusion.layer import Layer, is_hooked, keep, original_class
+from fastflow.fusion.layer import Layer, keep, original_class
 from fastflow.fusion.masked_network import Network, Unsupported, expect
 from fastflow.fusion.univariate import Univariate
 from fastflow.fusion.zuko.couplings import scale_map, univariate_name
@@ -19,7 +20,9 @@ class LazyMaskedAutoregressive(Autoregressive):
 
     def prepare(self) -> None:
         keep(self, "functional", functional(MaskedAutoregressive, _functional_class(self)))
-        self._keep_plan(Univariate(scale_map(self.univariate)), _features(self), self.passes)
+        width = self.hyper.in_features - _features(self)
+        context = next(self.hyper.parameters()).new_zeros(1, width) if width else None
+        self._keep_plan(Univariate(scale_map(self.univariate)), _features(self), self.passes, context)
 
     def forward(self, c: Tensor | None = None) -> Transform:
         return self._fused_functional(self, c)
@@ -28,9 +31,10 @@ class LazyMaskedAutoregressive(Autoregressive):
         return self.hyper(x if context is None else torch.cat([x, context], -1))
 
     def _network(self, context: Tensor | None) -> Network:
-        if type(self.hyper).__name__ != "MaskedMLP" or type(self.hyper).forward is not nn.Sequential.forward:
-            raise Unsupported(f"its network is a {type(self.hyper).__name__}")
-        network, value, features = Network(), 0, _features(self)
+        expect(self.hyper)
+        features, network, value = _features(self), Network(), 0
+        if self.hyper.in_features != features + (0 if context is None else context.shape[1]):
+            raise Unsupported("its context is another than its network's")
         for index, part in enumerate(self.hyper):
             if type(part).__name__ == "Residual":
                 expect(part, _RESIDUAL)
@@ -43,12 +47,13 @@ class LazyMaskedAutoregressive(Autoregressive):
 
 
 def _of_context(linear: nn.Module, context: Tensor | None, features: int) -> Tensor | None:
+    """What the first layer adds for the context, which lies behind the features."""
     if context is None:
         return None
     return nn.functional.linear(context, linear.mask[:, features:] * linear.weight[:, features:])
 
 
-def _sequence(network: Network, value: int, parts) -> int:
+def _sequence(network: Network, value: int, parts: Iterable[nn.Module]) -> int:
     for part in parts:
         value = network.linear(value, part) if isinstance(part, nn.Linear) else network.activation(value, part)
     return value
@@ -97,6 +102,9 @@ def _functional_class(layer: nn.Module) -> type[Transform] | None:
 def _refuses(layer: nn.Module) -> str:
     if not is_known(_functional_class(layer), _FUNCTIONAL, (*TRANSFORM_CODE, "call_and_ladj")):
         return "its AutoregressiveTransform is not that of a known zuko release"
+    network = type(layer.hyper)
+    if network.__name__ != "MaskedMLP" or network.forward is not nn.Sequential.forward:
+        return f"its network is a {network.__name__}"
     known = scale_map(layer.univariate)
     if known is None:
         return univariate_name(layer)
@@ -109,6 +117,6 @@ def _refuses(layer: nn.Module) -> str:
 _FUNCTIONAL, _RESIDUAL = "8896e843e2fe", ("3bb1ab21892d",)
 LAYERS = (
     Layer("zuko", "MaskedAutoregressiveTransform", LazyMaskedAutoregressive, ("forward", "meta"), ("508427e3f795",),
-          _refuses, "MonotonicAffineTransform of any slope and AdditiveTransform, any passes, order, adjacency, context "
-          "and leading dims; the inverse by stages with elementwise activations of PyTorch"),
+          _refuses, "MonotonicAffineTransform of any slope and AdditiveTransform, any passes, order, adjacency, "
+          "context and leading dims; the inverse by stages with elementwise activations of PyTorch"),
 )
