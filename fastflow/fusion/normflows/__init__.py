@@ -1,5 +1,5 @@
 """normflows 1.7 (Stimper et al. 2023, https://github.com/VincentStimper/normalizing-flows): layers that are fused."""
 
-from fastflow.fusion.normflows import couplings
+from fastflow.fusion.normflows import autoregressive, couplings
 
-LAYERS = (*couplings.LAYERS,)
+LAYERS = (*couplings.LAYERS, *autoregressive.LAYERS)
