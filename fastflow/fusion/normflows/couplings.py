@@ -6,7 +6,8 @@
 from torch import Tensor, nn
 
 from fastflow.fusion.couplings import conditioned, fork
-from fastflow.fusion.layer import Arithmetic, Layer, digest
+from fastflow.fusion.layer import Arithmetic, Layer, digest, original_class
+from fastflow.fusion.normflows.reshape import CHECKERBOARDS, MERGE_DIGESTS, SPLIT_DIGESTS, by_colour, from_colours
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
@@ -39,6 +40,8 @@ class Coupling(Arithmetic):
 
     def _fused(self, z: list[Tensor], inverse: bool) -> tuple[list[Tensor], Tensor]:
         passive, active = z
+        if not 2 <= active.dim() <= 5:
+            return super().inverse(z) if inverse else super().forward(z)
         active, log_det = couple(self, active, self.param_map(passive), None, inverse)
         return [passive, active], log_det
 
@@ -56,16 +59,28 @@ class CouplingBlock(Arithmetic):
 
     def _fused(self, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         split, coupling, _ = self.flows
+        if not 2 <= z.dim() <= 5:
+            return super().inverse(z) if inverse else super().forward(z)
+        if split.mode in CHECKERBOARDS:
+            return self._by_colour(z, split.mode, coupling, inverse)
         first = (z.shape[1] + 1) // 2
         halves = slice(0, first), slice(first, z.shape[1])
         passive, active = halves if split.mode == "channel" else halves[::-1]
         z, given = fork(z, passive, alone=coupling.scale)
         return couple(coupling, z, conditioned(coupling.param_map, given), active, inverse)
 
+    @staticmethod
+    def _by_colour(z: Tensor, mode: str, coupling: nn.Module, inverse: bool) -> tuple[Tensor, Tensor]:
+        x = by_colour(z, mode)
+        first = x.shape[1] // 2
+        x, given = fork(x, slice(0, first), alone=coupling.scale)
+        made = coupling.param_map(given.contiguous())  # as Split leaves them
+        x, log_det = couple(coupling, x, made, slice(first, 2 * first), inverse)
+        return from_colours(x, mode), log_det
+
 
 _CODE = ("forward", "inverse")
 _COUPLING_DIGESTS = ("aec3390d74be",)
-_SPLIT_DIGESTS = ("3fe42c9c461e", "d1f798b2bb88")
 
 
 def _of_coupling(layer: nn.Module) -> str:
@@ -75,20 +90,19 @@ def _of_coupling(layer: nn.Module) -> str:
 
 
 def _of_block(layer: nn.Module) -> str:
-    parts = list(layer.flows)
+    parts, known = list(layer.flows), (SPLIT_DIGESTS, _COUPLING_DIGESTS, MERGE_DIGESTS)
     names = [type(each).__name__ for each in parts]
     if names != ["Split", "AffineCoupling", "Merge"]:
         return f"its flows are {', '.join(names)}, expected Split, AffineCoupling, Merge"
-    if digest(type(parts[1]), _CODE) not in _COUPLING_DIGESTS or not all(
-            digest(type(part), _CODE) in _SPLIT_DIGESTS for part in (parts[0], parts[2])):
+    if any(digest(original_class(part), _CODE) not in digests for part, digests in zip(parts, known, strict=True)):
         return "the code of its parts is not that of a known normflows release"
-    if parts[0].mode not in ("channel", "channel_inv") or parts[2].mode != parts[0].mode:
-        return f"it splits by {parts[0].mode}, and only its coupling is fused"
+    if parts[0].mode not in ("channel", "channel_inv", *CHECKERBOARDS) or parts[2].mode != parts[0].mode:
+        return f"it splits by {parts[0].mode} and merges by {parts[2].mode}"
     return _of_coupling(parts[1])
 
 
 LAYERS = (
     Layer("normflows", "AffineCouplingBlock", CouplingBlock, _CODE, ("929c47350176",), _of_block,
-          "every scale map; split_mode channel and channel_inv as a whole, checkerboard its coupling"),
+          "every scale map and split_mode"),
     Layer("normflows", "AffineCoupling", Coupling, _CODE, _COUPLING_DIGESTS, _of_coupling, "every scale map"),
 )
