@@ -1,32 +1,24 @@
 """normflows: affine and additive couplings.
 
+    exp           z e^a + t                      inverse  (z - t) e^-a
+    sigmoid       z / sigmoid(a + 2) + t                  (z - t) sigmoid(a + 2)
+    sigmoid_inv   z sigmoid(a + 2) + t                    (z - t) / sigmoid(a + 2)
+    no scale      z + t                                   z - t
+
 `forward` samples (latent to data), `inverse` is the density direction. Parameters are interleaved t a t a.
 """
 
+import torch
 from torch import Tensor, nn
 
 from fastflow.fusion.couplings import conditioned, fork
 from fastflow.fusion.layer import Arithmetic, Layer, digest, original_class
 from fastflow.fusion.normflows.reshape import CHECKERBOARDS, MERGE_DIGESTS, SPLIT_DIGESTS, by_colour, from_colours
-from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
+from fastflow.ops.affine_coupling import affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
-_ADDITIVE = ScaleMap("additive")
 _MAPS = {"exp": ScaleMap("exp"), "sigmoid": ScaleMap("inverse_sigmoid", bias=2.0),
          "sigmoid_inv": ScaleMap("sigmoid", bias=2.0)}
-
-
-def couple(layer: nn.Module, z: Tensor, made: Tensor, active: slice | None, inverse: bool) -> tuple[Tensor, Tensor]:
-    """(z, log_det) of an `AffineCoupling` whose conditioner made the parameters; `inverse`: the density direction.
-
-        exp           z e^a + t                      inverse  (z - t) e^-a
-        sigmoid       z / sigmoid(a + 2) + t                  (z - t) sigmoid(a + 2)
-        sigmoid_inv   z sigmoid(a + 2) + t                    (z - t) / sigmoid(a + 2)
-    """
-    if not layer.scale:
-        return affine_coupling(z, None, made, scale_map=_ADDITIVE, active=active, inverse=inverse)
-    return affine_coupling_packed(z, made, packing="shift_scale_interleaved", scale_map=_MAPS[layer.scale_map],
-                                  active=active, inverse=inverse)
 
 
 class Coupling(Arithmetic):
@@ -40,9 +32,9 @@ class Coupling(Arithmetic):
 
     def _fused(self, z: list[Tensor], inverse: bool) -> tuple[list[Tensor], Tensor]:
         passive, active = z
-        if not 2 <= active.dim() <= 5:
+        if not self.scale or active.dim() > 5:
             return super().inverse(z) if inverse else super().forward(z)
-        active, log_det = couple(self, active, self.param_map(passive), None, inverse)
+        active, log_det = _scaled(self, active, self.param_map(passive), None, inverse)
         return [passive, active], log_det
 
 
@@ -58,25 +50,41 @@ class CouplingBlock(Arithmetic):
         return self._fused(z, inverse=True)
 
     def _fused(self, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        split, coupling, _ = self.flows
-        if not 2 <= z.dim() <= 5:
+        if z.dim() > 5:
             return super().inverse(z) if inverse else super().forward(z)
-        if split.mode in CHECKERBOARDS:
-            return self._by_colour(z, split.mode, coupling, inverse)
-        first = (z.shape[1] + 1) // 2
-        halves = slice(0, first), slice(first, z.shape[1])
-        passive, active = halves if split.mode == "channel" else halves[::-1]
-        z, given = fork(z, passive, alone=coupling.scale)
-        return couple(coupling, z, conditioned(coupling.param_map, given), active, inverse)
+        split, coupling, _ = self.flows
+        couple = _scaled_half if coupling.scale else _shifted_half
+        if split.mode not in CHECKERBOARDS:
+            return couple(coupling, z, split.mode == "channel_inv", inverse)
+        z, log_det = couple(coupling, by_colour(z, split.mode), False, inverse, apart=True)
+        return from_colours(z, split.mode), log_det
 
-    @staticmethod
-    def _by_colour(z: Tensor, mode: str, coupling: nn.Module, inverse: bool) -> tuple[Tensor, Tensor]:
-        x = by_colour(z, mode)
-        first = x.shape[1] // 2
-        x, given = fork(x, slice(0, first), alone=coupling.scale)
-        made = coupling.param_map(given.contiguous())  # as Split leaves them
-        x, log_det = couple(coupling, x, made, slice(first, 2 * first), inverse)
-        return from_colours(x, mode), log_det
+
+def _scaled_half(coupling: nn.Module, z: Tensor, first_moves: bool, inverse: bool, apart: bool = False,
+                 ) -> tuple[Tensor, Tensor]:
+    """z with half of its channels coupled to the others; `apart`: these go to the conditioner contiguous."""
+    first = (z.shape[1] + 1) // 2
+    passive, active = slice(0, first), slice(first, z.shape[1])
+    if first_moves:
+        passive, active = active, passive
+    z, given = fork(z, passive)
+    made = conditioned(coupling.param_map, given.contiguous() if apart else given)
+    return _scaled(coupling, z, made, active, inverse)
+
+
+def _scaled(coupling: nn.Module, z: Tensor, made: Tensor, active: slice | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    return affine_coupling_packed(z, made, packing="shift_scale_interleaved", scale_map=_MAPS[coupling.scale_map],
+                                  active=active, inverse=inverse)
+
+
+def _shifted_half(coupling: nn.Module, z: Tensor, first_moves: bool, inverse: bool, apart: bool = False,
+                  ) -> tuple[Tensor, Tensor]:
+    """`_scaled_half` without a scale. An addition needs no kernel: PyTorch's own gradients are views."""
+    passive, active = z.chunk(2, 1)[::-1] if first_moves else z.chunk(2, 1)
+    passive = passive.contiguous() if apart else passive
+    made = coupling.param_map(passive)
+    active = active - made if inverse else active + made
+    return torch.cat([active, passive] if first_moves else [passive, active], 1), z.new_zeros(z.shape[0])
 
 
 _CODE = ("forward", "inverse")
