@@ -1,5 +1,5 @@
 """normflows 1.7 (Stimper et al. 2023, https://github.com/VincentStimper/normalizing-flows): what is fused of it."""
 
-from fastflow.fusion.normflows import couplings, distributions, masked, reshape
+from fastflow.fusion.normflows import couplings, distributions, masked, normalization, reshape
 
-LAYERS = (*couplings.LAYERS, *distributions.LAYERS, *masked.LAYERS, *reshape.LAYERS)
+LAYERS = (*couplings.LAYERS, *distributions.LAYERS, *masked.LAYERS, *normalization.LAYERS, *reshape.LAYERS)
