@@ -64,8 +64,8 @@ class Separate(TwoSided):
 
     def _couple(self, side, x, given, active, log_det, rev):
         scale, shift = (self.subnet_s2, self.subnet_t2) if side == 1 else (self.subnet_s1, self.subnet_t1)
-        return affine_coupling(x, conditioned(scale, given), conditioned(shift, given), scale_map=self._fused_map, active=active, log_det=log_det,
-                               inverse=rev)
+        return affine_coupling(x, conditioned(scale, given), conditioned(shift, given), scale_map=self._fused_map,
+                               active=active, log_det=log_det, inverse=rev)
 
 
 class VolumePreserving(TwoSided):
