@@ -139,7 +139,7 @@ def test_a_row_of_one_channel_has_no_halves():
             module.inverse(torch.randn(2, 1))
 
 
-def test_more_dims_than_kernels_take_stay_with_the_original():
+def test_more_dims_than_kernels_take():
     for mode in MODES:
         assert_agrees(block((4, 1, 2, 1, 2), mode=mode), inverse, torch.randn(3, 4, 1, 2, 1, 2))
 

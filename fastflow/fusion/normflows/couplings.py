@@ -11,9 +11,16 @@
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.couplings import conditioned, fork
-from fastflow.fusion.layer import Arithmetic, Layer, digest, original_class
-from fastflow.fusion.normflows.reshape import CHECKERBOARDS, MERGE_DIGESTS, SPLIT_DIGESTS, by_colour, from_colours
+from fastflow.fusion.couplings import conditioned
+from fastflow.fusion.layer import Arithmetic, Layer, digest
+from fastflow.fusion.normflows.reshape import (
+    CHECKERBOARDS,
+    MERGE_DIGESTS,
+    MODES,
+    SPLIT_DIGESTS,
+    by_colour,
+    from_colours,
+)
 from fastflow.ops.affine_coupling import affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
@@ -32,7 +39,7 @@ class Coupling(Arithmetic):
 
     def _fused(self, z: list[Tensor], inverse: bool) -> tuple[list[Tensor], Tensor]:
         passive, active = z
-        if not self.scale or active.dim() > 5:
+        if not self.scale:
             return super().inverse(z) if inverse else super().forward(z)
         active, log_det = _scaled(self, active, self.param_map(passive), None, inverse)
         return [passive, active], log_det
@@ -50,8 +57,6 @@ class CouplingBlock(Arithmetic):
         return self._fused(z, inverse=True)
 
     def _fused(self, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if z.dim() > 5:
-            return super().inverse(z) if inverse else super().forward(z)
         split, coupling, _ = self.flows
         couple = _scaled_half if coupling.scale else _shifted_half
         if split.mode not in CHECKERBOARDS:
@@ -67,14 +72,18 @@ def _scaled_half(coupling: nn.Module, z: Tensor, first_moves: bool, inverse: boo
     passive, active = slice(0, first), slice(first, z.shape[1])
     if first_moves:
         passive, active = active, passive
-    z, given = fork(z, passive)
+    given = z[:, passive]
     made = conditioned(coupling.param_map, given.contiguous() if apart else given)
     return _scaled(coupling, z, made, active, inverse)
 
 
 def _scaled(coupling: nn.Module, z: Tensor, made: Tensor, active: slice | None, inverse: bool) -> tuple[Tensor, Tensor]:
-    return affine_coupling_packed(z, made, packing="shift_scale_interleaved", scale_map=_MAPS[coupling.scale_map],
-                                  active=active, inverse=inverse)
+    shape = z.shape
+    if len(shape) > 5:  # more than the kernels know
+        z, made = z.flatten(2), made.flatten(2)
+    z, log_det = affine_coupling_packed(z, made, packing="shift_scale_interleaved",
+                                        scale_map=_MAPS[coupling.scale_map], active=active, inverse=inverse)
+    return z if len(shape) <= 5 else z.view(shape), log_det
 
 
 def _shifted_half(coupling: nn.Module, z: Tensor, first_moves: bool, inverse: bool, apart: bool = False,
@@ -102,9 +111,9 @@ def _of_block(layer: nn.Module) -> str:
     names = [type(each).__name__ for each in parts]
     if names != ["Split", "AffineCoupling", "Merge"]:
         return f"its flows are {', '.join(names)}, expected Split, AffineCoupling, Merge"
-    if any(digest(original_class(part), _CODE) not in digests for part, digests in zip(parts, known, strict=True)):
+    if any(digest(type(part), _CODE) not in digests for part, digests in zip(parts, known, strict=True)):
         return "the code of its parts is not that of a known normflows release"
-    if parts[0].mode not in ("channel", "channel_inv", *CHECKERBOARDS) or parts[2].mode != parts[0].mode:
+    if parts[0].mode not in MODES or parts[2].mode != parts[0].mode:
         return f"it splits by {parts[0].mode} and merges by {parts[2].mode}"
     return _of_coupling(parts[1])
 

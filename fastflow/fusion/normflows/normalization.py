@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow._backend import _constant_to_the_compiler
-from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, keep
+from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, keep, original_class
 from fastflow.ops._checks import COMPUTE_DTYPE
 from fastflow.ops.elementwise_affine import elementwise_affine
 
@@ -126,7 +126,7 @@ _CONST_DIGESTS = ("67a283c60ec5",)
 
 
 def _of_act_norm(layer: nn.Module) -> str:
-    if digest(type(layer).__base__, _CODE) not in _CONST_DIGESTS:
+    if digest(original_class(layer).__base__, _CODE) not in _CONST_DIGESTS:
         return "the code of AffineConstFlow, which it calls, is not that of a known normflows release"
     return ""
 
