@@ -155,10 +155,13 @@ def test_parts_that_are_not_the_librarys_are_left():
     other.flows[2].mode = "channel_inv"
     odd = block((4,))
     odd.flows[1].scale_map = "softplus"
+    hooked = block((4,))
+    hooked.flows[1].register_forward_hook(lambda *_: None)
     longer = block((4,))
     longer.flows.append(normflows.flows.Permute(4))
     for module, reason in ((changed, "the code of its parts is not that of a known normflows release"),
                            (other, "it splits by channel and merges by channel_inv"),
+                           (hooked, "flows.1 has a hook or a forward of its own, which would not be called"),
                            (odd, "its scale map is 'softplus'"),
                            (longer, "its flows are Split, AffineCoupling, Merge, Permute, expected")):
         found = survey(module)[0]

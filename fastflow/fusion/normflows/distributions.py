@@ -35,7 +35,8 @@ class Gaussian(Arithmetic):
     def log_prob(self, z: Tensor, context: object = None) -> Tensor:
         if z.dim() < 2 or z.shape[1:] != self.shape:  # what broadcasts, the original knows
             return super().log_prob(z, context)
-        return mixture.log_prob(z.flatten(1), self.loc.flatten(1), _annealed(self).flatten(1), self._fused_log_weights)
+        log_p = mixture.log_prob(z.flatten(1), self.loc.flatten(1), _annealed(self).flatten(1), self._fused_log_weights)
+        return log_p.clone() if log_p.requires_grad else log_p  # which the kernel keeps, and callers add to in place
 
 
 class ClassGaussian(Arithmetic):

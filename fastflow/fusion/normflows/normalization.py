@@ -47,7 +47,8 @@ class AffineConst(Arithmetic):
 
 def _broadcasts(each: tuple[int, ...], row: tuple[int, ...]) -> bool:
     """Whether parameters of the shape `each` broadcast to rows of z, and not the other way round."""
-    return len(each) == len(row) and all(mine in (1, theirs) for mine, theirs in zip(each, row, strict=True))
+    return len(each) == len(row) and all(
+        mine == 1 or mine == theirs for mine, theirs in zip(each, row, strict=True))
 
 
 def _takes_the_kernel(z: Tensor) -> bool:
@@ -121,6 +122,16 @@ class ClassAffineConst(Arithmetic):
                 for each, of_class in ((self.s, self.s_cc), (self.t, self.t_cc))]
 
 
+class Shift(Arithmetic):
+    """Shift, out of place: what a fused layer gave is kept for its gradient."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z - self.shift, z.new_zeros(z.shape[0])
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z + self.shift, z.new_zeros(z.shape[0])
+
+
 _CODE = ("forward", "inverse")
 _CONST_DIGESTS = ("67a283c60ec5",)
 
@@ -135,5 +146,6 @@ LAYERS = (
     Layer("normflows", "AffineConstFlow", AffineConst, _CODE, _CONST_DIGESTS, anything, "any shape that broadcasts"),
     Layer("normflows", "ActNorm", ActNorm, _CODE, ("083210c56188",), _of_act_norm,
           "any shape, initialised or not, by either direction"),
+    Layer("normflows", "Shift", Shift, _CODE, ("48f8c53915b6",), anything, "any shape, its input left as it is"),
     Layer("normflows", "CCAffineConst", ClassAffineConst, _CODE, ("b973cdf027c7",), anything, "any shape, any weights"),
 )
