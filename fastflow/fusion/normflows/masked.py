@@ -20,7 +20,7 @@ class MaskedAffine(Arithmetic):
 
     def prepare(self) -> None:
         keep(self, "binary", _is_binary(self.b))
-        keep(self, "mask", self.b.to(torch.get_default_dtype()))
+        keep(self, "mask", self.b.to(torch.get_default_dtype(), copy=True))
         keep(self, "zero", torch.zeros_like(self._fused_mask[(0,) * self.b.dim()]))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
