@@ -20,7 +20,6 @@ from fastflow.fusion import fuse
 from fastflow.fusion.layer import is_fused
 from fastflow.fusion.swap import survey
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.lu is deprecated")  # in the library's constructors
 flows = normflows.flows
 
 

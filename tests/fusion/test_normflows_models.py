@@ -12,7 +12,6 @@ from torch import nn
 from fastflow.fusion import fuse
 from fastflow.fusion.layer import is_fused
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.lu is deprecated")  # in the library's constructors
 flows, distributions = normflows.flows, normflows.distributions
 IMAGE = (2, 8, 8)
 
