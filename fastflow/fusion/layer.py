@@ -78,6 +78,7 @@ def keep(layer: nn.Module, name: str, value: object) -> None:
     """
     name = _PREFIX + name
     if isinstance(value, Tensor):
+        layer.__dict__.pop(name, None)
         layer.register_buffer(name, value, persistent=False)
     else:
         layer._buffers.pop(name, None)

@@ -21,7 +21,8 @@ from fastflow.ops.channel_mix import MOST_CHANNELS, map_channels
 
 Order = tuple[Tensor, Tensor]  # a permutation and its inverse
 
-_ROWS_A_FEATURE = 2  # from here on W pays: measured from 16 to 256 features
+# From so many rows a feature, and so many numbers, W or its inverse pays: measured from 8 to 256 features.
+_ROWS_A_FEATURE, _NUMBERS, _NUMBERS_INVERSE = 4, 2**16, 2**14
 
 
 def keep_entries(layer: nn.Module) -> None:
@@ -79,7 +80,7 @@ def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | No
     Returns (z, log_det [B]), z in x's dtype. Arithmetic is float32 (float64 for float64 x), also under autocast.
     Arguments are trusted.
     """
-    if pays(x):
+    if pays(x, inverse):
         return by_matrix(x, lu_product(factors, inverse), log_abs_det, bias, order=order, inverse=inverse)
     if inverse:
         z = _of_rows(x, lambda rows: _solve(factors, rows if bias is None else rows - bias))
@@ -89,10 +90,16 @@ def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | No
     return z, _of_every_row(-log_abs_det if inverse else log_abs_det, x)
 
 
-def pays(x: Tensor) -> bool:
-    """Whether x has rows enough that a matrix, or an inverse, of its channels is made for them."""
-    features, pixels = x.shape[1], math.prod(x.shape[2:])
-    return (x.dim() > 2 and features <= MOST_CHANNELS) or x.shape[0] * pixels >= _ROWS_A_FEATURE * features
+def pays(x: Tensor, inverse: bool) -> bool:
+    """Whether x has rows enough that a matrix, or an inverse, of its channels is made for them.
+
+    Not for float64, which no wider dtype makes it exact for: then it would lose digits that solves keep.
+    """
+    features, rows = x.shape[1], x.shape[0] * math.prod(x.shape[2:])
+    if x.dtype == torch.float64:
+        return False
+    return (x.dim() > 2 and features <= MOST_CHANNELS) or (
+        rows >= _ROWS_A_FEATURE * features and rows * features >= (_NUMBERS_INVERSE if inverse else _NUMBERS))
 
 
 def by_matrix(x: Tensor, matrix: Tensor, log_abs_det: Tensor, bias: Tensor | None, *, order: Order | None = None,
@@ -113,8 +120,10 @@ def linear(x: Tensor, given: ChannelMap) -> tuple[Tensor, Tensor]:
     if x.dim() > 2 and given.matrix.shape[0] <= MOST_CHANNELS:
         return map_channels(x, given)
     dtype = COMPUTE_DTYPE[x.dtype]
-    matrix, log_abs_det, center, shift = (
-        part if part is None or part.dtype == dtype else part.to(dtype) for part in given)
+    matrix, log_abs_det, center, shift = given
+    if not matrix.dtype == log_abs_det.dtype == dtype:
+        matrix, log_abs_det = matrix.to(dtype), log_abs_det.to(dtype)
+    center, shift = (None if part is None else part.to(dtype) for part in (center, shift))
     z = _of_rows(x, lambda rows: F.linear(rows if center is None else rows - center, matrix, shift))
     return z, _of_every_row(log_abs_det, x)
 

@@ -22,7 +22,7 @@ def perturbed(module: nn.Module, size: float = 0.5) -> nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and parameter.is_floating_point() and not name.endswith("weights"):
-                inputs = parameter[0].numel() if parameter.dim() > 1 else parameter.numel() ** 0.5
+                inputs = parameter[0].numel() if parameter.dim() > 1 else max(1, parameter.numel()) ** 0.5
                 parameter.add_(size * inputs**-0.5 * torch.randn_like(parameter))
     return module
 
