@@ -17,5 +17,6 @@ def pytest_pycollect_makemodule(module_path, parent):
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("ignore:torch.lu is deprecated"))  # normflows' constructors
             for library in ("nflows", "normflows", "FrEIA", "zuko"):
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:::{library}"))
