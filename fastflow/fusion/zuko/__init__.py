@@ -3,6 +3,7 @@
 A lazy layer builds a functional transform or distribution in each call; a fused one builds a subclass of the same.
 """
 
-from fastflow.fusion.zuko import composed, couplings, distributions, elementwise, unconditional
+from fastflow.fusion.zuko import autoregressive, composed, couplings, distributions, elementwise, unconditional
 
-LAYERS = (*couplings.LAYERS, *elementwise.LAYERS, *unconditional.LAYERS, *composed.LAYERS, *distributions.LAYERS)
+LAYERS = (*couplings.LAYERS, *elementwise.LAYERS, *unconditional.LAYERS, *composed.LAYERS, *distributions.LAYERS,
+          *autoregressive.LAYERS)
