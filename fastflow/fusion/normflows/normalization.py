@@ -147,5 +147,7 @@ LAYERS = (
     Layer("normflows", "ActNorm", ActNorm, _CODE, ("083210c56188",), _of_act_norm,
           "any shape, initialised or not, by either direction"),
     Layer("normflows", "Shift", Shift, _CODE, ("48f8c53915b6",), anything, "any shape, its input left as it is"),
+    Layer("normflows", "ActNorm", Arithmetic, ("forward",), ("7a30b0776ca3",), anything,
+          "that of conditioners: it calls the other, which is fused"),
     Layer("normflows", "CCAffineConst", ClassAffineConst, _CODE, ("b973cdf027c7",), anything, "any shape, any weights"),
 )
