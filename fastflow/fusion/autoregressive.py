@@ -40,10 +40,10 @@ class Autoregressive(Arithmetic):
         one that the network takes."""
         known, orders = None, None
         try:
-            known, orders = plan(self._network(context), features)
-            if known.stages > count:
-                known = None
-                raise Unsupported(f"its masks need {known.stages} passes, and it takes {count}")
+            found, orders = plan(self._network(context), features)
+            if found.stages > count:
+                raise Unsupported(f"its masks need {found.stages} passes, and it takes {count}")
+            known = found
         except Unsupported as reason:
             log.info("fuse: the inverse of a %s takes passes of its whole network, as before: %s",
                      original_class(self).__name__, reason)
