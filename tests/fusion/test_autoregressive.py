@@ -186,10 +186,9 @@ def test_autocast_inverts_what_it_computed(name, by_stages):
     with torch.autocast("cpu", torch.bfloat16):
         z, log_det = forward(fused, x, *context)
         back, log_det_back = inverse(fused, z, *context)
-        sum(each.sum() for each in inverse(fused, z, *context)).backward()
     assert {each.dtype for each in (z, log_det, back, log_det_back)} == {torch.float32}
-    assert (back - x).abs().max() < 0.1
-    assert all(each.grad.isfinite().all() for each in fused.parameters())
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(log_det_back, -log_det)
 
 
 def test_bfloat16_module(by_stages):
