@@ -40,10 +40,10 @@ class Autoregressive(Arithmetic):
         one that the network takes."""
         known, orders = None, None
         try:
-            known, orders = plan(self._network(context), features)
-            if known.stages > count:
-                known = None
-                raise Unsupported(f"its masks need {known.stages} passes, and it takes {count}")
+            found, orders = plan(self._network(context), features)
+            if found.stages > count:
+                raise Unsupported(f"its masks need {found.stages} passes, and it takes {count}")
+            known = found
         except Unsupported as reason:
             log.info("fuse: the inverse of a %s takes passes of its whole network, as before: %s",
                      original_class(self).__name__, reason)
@@ -59,27 +59,22 @@ class Autoregressive(Arithmetic):
         whole, count = partial(self._condition, context=context), self._fused_count
         if known is None:
             return passes(whole, univariate, z, count)
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or under_transform() or known.stages == 1:
-            return passes(whole, univariate, z, known.stages)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform()
+        # Under autocast another order of sums would round to other 16-bit numbers: no inverse of what was computed.
+        if traced or torch.is_autocast_enabled(z.device.type) or known.stages == 1:
+            return passes(whole, univariate, z, count if self.training else known.stages)
         try:
             network = self._network(context)
         except Unsupported:  # it was changed after it was fused
             return passes(whole, univariate, z, count)
-        dtype = network.weights[0].dtype
-        if torch.is_autocast_enabled(z.device.type):
-            dtype = torch.get_autocast_dtype(z.device.type)
-        elif z.dtype != dtype:
+        if network.varies or z.dtype != network.weights[0].dtype or z.dim() != 2 or z.shape[1] != sum(known.counts[0]):
             return passes(whole, univariate, z, count)
-        if network.varies or z.dim() != 2 or z.shape[1] != sum(known.counts[0]):
-            return passes(whole, univariate, z, count)
-        weights = [each.to(dtype) for each in network.weights]
-        vectors = [each if each is None else _per_row(each, z).to(dtype) for each in network.vectors]
+        weights = network.weights
+        vectors = [each if each is None or each.dim() == 1 else each.expand(len(z), -1) for each in network.vectors]
         if not len(z) or _backend.forced() == "reference" or _is_short(known.stages, len(z), weights):
             return passes(lambda x: evaluate(network.nodes, weights, vectors, x)[-1], univariate, z, known.stages)
-        with torch.autocast(z.device.type, enabled=False):
-            orders = self._fused_orders.split(known.sizes) if known.sizes else ()
-            return solve(Staged(network.nodes, univariate, known, orders), weights, vectors, z)
+        orders = self._fused_orders.split(known.sizes) if known.sizes else ()
+        return solve(Staged(network.nodes, univariate, known, orders), weights, vectors, z)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Modules load after the one that they are in, whose plan is made of their masks: these are loaded here."""
@@ -88,10 +83,6 @@ class Autoregressive(Arithmetic):
             if name.endswith("mask") and isinstance(given, Tensor) and given.shape == mask.shape:
                 mask.copy_(given)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _per_row(vector: Tensor, z: Tensor) -> Tensor:
-    return vector if vector.dim() == 1 else vector.expand(len(z), -1)
 
 
 def _is_short(stages: int, rows: int, weights: list[Tensor]) -> bool:

@@ -58,7 +58,7 @@ def passes(conditioner: Callable[[Tensor], Tensor], univariate: Univariate, z: T
 
 
 def solve(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor) -> Tensor:
-    """What `passes` gives. Weights and vectors as in `Network`, all of one dtype; z [B, features], B > 0."""
+    """What `passes` gives. Weights and vectors as in `Network`, all of z's dtype; z [B, features], B > 0."""
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (z, *weights, *vectors)):
         return _Solve.apply(staged, len(weights), z, *weights, *vectors)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def _advance(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor)
     """The network's output, sorted. A stage computes of every value what it can, and then its features."""
     nodes, univariate, plan, _ = staged
     z = staged.by_unit(z, 0)
-    values = [torch.empty_like(z, dtype=weights[0].dtype)]
+    values = [torch.empty_like(z)]
     runs, steps = [values[0].split(plan.counts[0])], []
     weights, vectors = iter(weights), iter(vectors)
     for value, node in enumerate(nodes, 1):
@@ -168,13 +168,13 @@ class _Solve(torch.autograd.Function):
             made = passes(lambda x: evaluate(staged.nodes, weights, vectors, x)[-1], staged.univariate, z,
                           staged.plan.stages)
             return None, None, *_wanted(made, grad_made, (z, *tensors), wanted, create_graph=True)
-        x = staged.univariate(z, made, inverse=True)[0].to(made.dtype).requires_grad_()
+        x = staged.univariate(z, made, inverse=True)[0].requires_grad_()
         leaves = [None if each is None else each.detach().requires_grad_(want)
                   for each, want in zip(tensors, wanted[1:], strict=True)]
         with torch.enable_grad():
             values = evaluate(staged.nodes, leaves[:ctx.count], leaves[ctx.count:], x)
         grad_z, grad_made = _retreat(staged, weights, vectors, values, grad_made)
-        return None, None, grad_z.to(z.dtype), *_wanted(values[-1], grad_made, leaves, wanted[1:])
+        return None, None, grad_z, *_wanted(values[-1], grad_made, leaves, wanted[1:])
 
 
 def _wanted(output: Tensor, grad: Tensor, inputs: tuple[Tensor | None, ...], wanted: tuple[bool, ...],

@@ -104,7 +104,8 @@ _LINEAR_CODE = ("16c8c55eefd6", "8818233af40c")
 
 
 def expect(module: nn.Module, digests: tuple[str, ...] = ()) -> None:
-    """Raises Unsupported unless a call of the module is one of its class's forward, of known code where that is said."""
+    """Raises Unsupported unless a call of the module is its class's forward, of this code if any is named, and no more.
+    """
     if digests and digest(type(module), ("forward",)) not in digests:
         raise Unsupported(f"the code of its {type(module).__name__} is not that of a known release")
     if is_hooked(module) or "forward" in vars(module):

@@ -12,7 +12,15 @@ from fastflow.fusion.layer import Layer, keep, original_class
 from fastflow.fusion.masked_network import Network, Unsupported, expect
 from fastflow.fusion.univariate import Univariate
 from fastflow.fusion.zuko.couplings import scale_map, univariate_name
-from fastflow.fusion.zuko.functional import TRANSFORM_CODE, Bijection, check_features, functional, is_known
+from fastflow.fusion.zuko.functional import (
+    TRANSFORM_CODE,
+    Bijection,
+    check_features,
+    functional,
+    in_rows,
+    is_known,
+    out_of_rows,
+)
 
 
 class LazyMaskedAutoregressive(Autoregressive):
@@ -29,6 +37,12 @@ class LazyMaskedAutoregressive(Autoregressive):
 
     def _condition(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self.hyper(x if context is None else torch.cat([x, context], -1))
+
+    def _inverted(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, log_det = super()._inverted(z, context)
+        if self._fused_plan is None:  # then passes may be too few, and the original's log_det is that of the x it found
+            log_det = -self._fused_univariate(x, self._condition(x, context))[1]
+        return x, log_det
 
     def _network(self, context: Tensor | None) -> Network:
         expect(self.hyper)
@@ -76,19 +90,18 @@ class MaskedAutoregressive(Bijection):
 
     def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """(z [..., features], log_det [...]) of x; leading dims of x and the context are broadcast."""
-        layer, context = self.layer, self.context
-        features = _features(layer)
-        check_features("MaskedAutoregressiveTransform", x, features)
-        leading = x.shape[:-1]
+        layer, context, leading = self.layer, self.context, x.shape[:-1]
+        check_features("MaskedAutoregressiveTransform", x, _features(layer))
         if context is not None:
             leading = torch.broadcast_shapes(leading, context.shape[:-1])
-            x, context = (each.expand(*leading, each.shape[-1]).reshape(-1, each.shape[-1]) for each in (x, context))
-        rows = x.reshape(-1, features)
+            context = context.expand(*leading, context.shape[-1])
+        rows = in_rows(x, leading)
         if inverse:
-            z, log_det = layer._inverted(rows, context)
+            z, log_det = layer._inverted(rows, None if context is None else in_rows(context, leading))
         else:
-            z, log_det = layer._fused_univariate(rows, layer._condition(rows, context))
-        return z.view(*leading, features), log_det.view(leading)
+            made = layer._condition(x.expand(*leading, x.shape[-1]), context)
+            z, log_det = layer._fused_univariate(rows, in_rows(made, leading))
+        return out_of_rows(z, log_det, leading)
 
 
 def _features(layer: nn.Module) -> int:
