@@ -93,10 +93,11 @@ def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | No
 def pays(x: Tensor, inverse: bool) -> bool:
     """Whether x has rows enough that a matrix, or an inverse, of its channels is made for them.
 
-    Not for float64, which no wider dtype makes it exact for: then it would lose digits that solves keep.
+    Not for float64, which no wider dtype makes it exact for: then it would lose digits that solves keep. Nor of vectors
+    in an exported graph, which is for any number of them.
     """
     features, rows = x.shape[1], x.shape[0] * math.prod(x.shape[2:])
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or (x.dim() == 2 and torch.compiler.is_exporting()):
         return False
     return (x.dim() > 2 and features <= MOST_CHANNELS) or (
         rows >= _ROWS_A_FEATURE * features and rows * features >= (_NUMBERS_INVERSE if inverse else _NUMBERS))

@@ -107,15 +107,15 @@ def _check_fused(name: str, layer: nn.Module) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer of a flow in the model, outermost first, without what a fused layer does itself."""
-    done: tuple[str, ...] = ()
+    """Every layer of a flow in the model, outermost first, without the parts whose work a fused layer does itself."""
+    replaced: set[str] = set()
     for name, layer in module.named_modules():
-        if name and name.startswith(done):
+        if name in replaced:
             continue
         if is_fused(layer) or _namesakes(type(layer)) or _library(layer):
             yield name, layer
         if is_fused(layer):
-            done = (*done, *(f"{name}.{part}" if name else part for part in arithmetic_of(layer).replaces))
+            replaced |= {f"{name}.{part}" if name else part for part in arithmetic_of(layer).replaces}
 
 
 def _namesakes(cls: type) -> list[Layer]:
