@@ -6,7 +6,8 @@ import triton.language as tl
 from .numerics import atan, divide, exp, log, log1p, tanh
 
 # Indices in fastflow.ops.affine_coupling.KINDS.
-ADDITIVE, EXP, SIGMOID, SOFTPLUS, TANH, CLAMP_ATAN, CLAMP_TANH, CLAMP_SIGMOID, SOFT_CLIP = map(tl.constexpr, range(9))
+(ADDITIVE, EXP, SIGMOID, SOFTPLUS, TANH, CLAMP_ATAN, CLAMP_TANH, CLAMP_SIGMOID, SOFT_CLIP,
+ INVERSE_SIGMOID) = map(tl.constexpr, range(10))
 
 
 @triton.jit
@@ -30,6 +31,15 @@ def scale_map(s, gain, KIND: tl.constexpr, BIAS: tl.constexpr, EPS: tl.constexpr
             log_c = log(c)
             slope = sigmoid * (complement if KIND == SIGMOID else 1.0) * reciprocal
             factor = reciprocal if INVERSE else c
+    elif KIND == INVERSE_SIGMOID:
+        a = s + BIAS
+        e = exp(-tl.abs(a))
+        larger = divide(1.0, 1.0 + e)
+        smaller = e * larger
+        log_c = log1p(e) - tl.where(a < 0, a, 0.0)
+        slope = -tl.where(a >= 0, smaller, larger)
+        sigmoid = tl.where(a >= 0, larger, smaller)
+        factor = sigmoid if INVERSE else 1.0 / sigmoid
     else:
         if KIND == EXP:
             log_c = s

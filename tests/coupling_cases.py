@@ -21,6 +21,7 @@ MAPS = {
     "clamp_tanh": ScaleMap("clamp_tanh", clamp=1.5),
     "clamp_sigmoid": ScaleMap("clamp_sigmoid", clamp=2.0),
     "soft_clip": ScaleMap("soft_clip", clamp=6.9),
+    "inverse_sigmoid": ScaleMap("inverse_sigmoid", bias=2.0),
 }
 
 
@@ -65,6 +66,8 @@ def _eager_scale(s: Tensor | None, t: Tensor, scale_map: ScaleMap) -> tuple[Tens
     if kind == "sigmoid":
         c = torch.sigmoid(s + bias) + eps
         return c, torch.log(c) if eps else F.logsigmoid(s + bias)
+    if kind == "inverse_sigmoid":
+        return 1 / torch.sigmoid(s + bias), -F.logsigmoid(s + bias)
     if kind == "softplus":
         c = F.softplus(s + bias) + eps
         return c, torch.log(c)

@@ -17,7 +17,7 @@ _PRESENT = {
 
 
 def require(name: str) -> None:
-    """Skips the calling test when `name` ("triton", "nvcc", "compiler", "peers", "data") is absent; fails it if required."""
+    """Skips the calling test when `name`, a key of `_PRESENT`, is absent; fails it if FASTFLOW_REQUIRE names it."""
     if _PRESENT[name]():
         return
     message = f"{name} is not available here"

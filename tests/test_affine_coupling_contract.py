@@ -225,7 +225,8 @@ def test_bad_input_of_images(changed):
     ("settings", "message"),
     [
         ({"kind": "sigmoide"}, "kind is 'sigmoide', expected one of additive, exp,"),
-        ({"kind": "exp", "bias": 2.0}, "bias and eps have no meaning for kind 'exp'"),
+        ({"kind": "exp", "bias": 2.0}, "bias has no meaning for kind 'exp'"),
+        ({"kind": "inverse_sigmoid", "eps": 1e-3}, "eps has no meaning for kind 'inverse_sigmoid'"),
         ({"kind": "sigmoid", "eps": -1e-3}, "eps is -0.001"),
         ({"kind": "softplus"}, "eps is 0.0 for kind 'softplus', expected a number > 0"),
         ({"kind": "exp", "clamp": 2.0}, "clamp has no meaning for kind 'exp'"),

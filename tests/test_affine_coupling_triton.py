@@ -80,7 +80,8 @@ def test_values_and_gradients_in_three_blocks_of_features(name, shift_first, inv
 
 @pytest.mark.skipif(not INTERPRETED, reason="replaces the division of the interpreter")
 @both_ways
-@pytest.mark.parametrize("name", ["sigmoid", "sigmoid_no_eps", "softplus", "tanh_gain", "clamp_atan", "soft_clip"])
+@pytest.mark.parametrize("name", ["sigmoid", "sigmoid_no_eps", "softplus", "tanh_gain", "clamp_atan", "soft_clip",
+                                  "inverse_sigmoid"])
 def test_tolerance_holds_with_the_division_of_the_hardware(name, inverse, monkeypatch):
     inputs = make_inputs((13, 301), name, shift_first=inverse, dtype=torch.float32)
     weights = torch.randn(13, 301), torch.randn(13)

@@ -18,7 +18,7 @@ backend = cpu_backends(forward_op, backward_op)
 SETTINGS = {  # of each kind, but the one without a scale: bias, eps, clamp
     "exp": [(0.0, 0.0, 1.0)], "sigmoid": [(2.0, 0.0, 1.0), (2.0, 1e-3, 1.0)], "softplus": [(0.5, 1e-3, 1.0)],
     "tanh": [(0.0, 0.0, 1.0)], "clamp_atan": [(0.0, 0.0, 1.9)], "clamp_tanh": [(0.0, 0.0, 1.9)],
-    "clamp_sigmoid": [(0.0, 0.0, 1.9)], "soft_clip": [(0.0, 0.0, 1.9)],
+    "clamp_sigmoid": [(0.0, 0.0, 1.9)], "soft_clip": [(0.0, 0.0, 1.9)], "inverse_sigmoid": [(2.0, 0.0, 1.0)],
 }  # fmt: skip
 MAPS = [(KINDS.index(kind), *numbers) for kind, given in SETTINGS.items() for numbers in given]
 TANH = (KINDS.index("tanh"), 0.0, 0.0, 1.0, False)

@@ -24,6 +24,7 @@ from fastflow.bench.serving import (
     watch,
 )
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
+from fastflow.ops.scale_map import KINDS
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
 EXPECTED = {"act_norm": {"cpu"}, "affine_coupling": {"cpu"}, "channel_mix": {"cpu"}, "dequantize_logit": {"cpu"},
@@ -74,8 +75,8 @@ def test_every_cell_on_a_device_is_served_by_the_forced_kernel(monkeypatch, back
 
 def test_the_table_holds_every_combination(cells):
     coupling = [cell for cell in cells if cell.op == "affine_coupling"]
-    assert len({cell.variant for cell in coupling}) == 18
-    assert len(coupling) == 18 * len(serving.LAYOUTS) * len(serving.DTYPES) * len(serving.DIRECTIONS)
+    assert len({cell.variant for cell in coupling}) == 2 * len(KINDS)
+    assert len(coupling) == 2 * len(KINDS) * len(serving.LAYOUTS) * len(serving.DTYPES) * len(serving.DIRECTIONS)
     assert len(set(coupling)) == len(coupling)
     assert {"mask", "channels_last", "interleaved", "stride 0 parameters"} <= {cell.layout for cell in coupling}
 

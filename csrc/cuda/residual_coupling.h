@@ -94,8 +94,8 @@ inline Problem describe(const Tensor& passive, int64_t active, const Tensor& tab
                   "residual_coupling: hidden, passive, active have ", table.size(1), ", ", passive.size(1), ", ",
                   active, " columns, expected at most ", widest, " for the CUDA kernels; ",
                   "call it under fastflow.backend(\"reference\")");
-  STD_TORCH_CHECK(map.kind >= exponential && map.kind <= soft_clip, "residual_coupling: kind is ", map.kind,
-                  ", expected one of ", int(exponential), " to ", int(soft_clip));
+  STD_TORCH_CHECK(map.kind >= exponential && map.kind <= inverse_sigmoid, "residual_coupling: kind is ", map.kind,
+                  ", expected one of ", int(exponential), " to ", int(inverse_sigmoid));
   Problem p = {};
   p.schedule.hidden = int(table.size(1)), p.schedule.passive = int(passive.size(1));
   p.schedule.active = int(active), p.schedule.blocks = int(weights.size() - 5) / 4;

@@ -8,7 +8,7 @@
 namespace fastflow::residual_coupling {
 
 // As in KINDS there.
-enum Kind { exponential = 1, sigmoid, softplus, tanh, clamp_atan, clamp_tanh, clamp_sigmoid, soft_clip };
+enum Kind { exponential = 1, sigmoid, softplus, tanh, clamp_atan, clamp_tanh, clamp_sigmoid, soft_clip, inverse_sigmoid };
 
 struct ScaleMap {
   int kind;
@@ -21,10 +21,11 @@ struct Scale {
 };
 
 FASTFLOW_HOST_DEVICE inline Scale scale_of(const ScaleMap& map, float s) {
-  if (map.kind == sigmoid || map.kind == softplus) {
+  if (map.kind == sigmoid || map.kind == softplus || map.kind == inverse_sigmoid) {
     const float a = s + map.bias, e = std::exp(-std::fabs(a));
     const float larger = 1 / (1 + e), smaller = e * larger;
     const float own = a >= 0 ? larger : smaller, rest = a >= 0 ? smaller : larger;
+    if (map.kind == inverse_sigmoid) return {1 / own, std::log1p(e) - std::fmin(a, 0.0f), -rest};
     const float c = (map.kind == sigmoid ? own : std::fmax(a, 0.0f) + std::log1p(e)) + map.eps;
     // A sigmoid underflows where its logarithm does not.
     if (map.eps == 0) return {c, std::fmin(a, 0.0f) - std::log1p(e), rest};

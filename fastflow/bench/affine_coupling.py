@@ -89,6 +89,7 @@ _SCALES = {
     "clamp_tanh": lambda s, gain: _with_exp(2 * torch.tanh(s)),
     "clamp_sigmoid": lambda s, gain: _with_exp(2 * (2 * torch.sigmoid(s) - 1)),
     "soft_clip": lambda s, gain: _with_exp(s / (1 + s.abs() / 2)),
+    "inverse_sigmoid": lambda s, gain: (1 / torch.sigmoid(s + 2), -F.logsigmoid(s + 2)),
 }
 
 

@@ -106,6 +106,7 @@ SCALE_MAPS = {
     "clamp_tanh": {"clamp": 2.0},
     "clamp_sigmoid": {"clamp": 2.0},
     "soft_clip": {"clamp": 2.0},
+    "inverse_sigmoid": {"bias": 2.0},
 }
 SOFT_CLAMPS = ("clamp_atan", "clamp_tanh", "clamp_sigmoid", "soft_clip")
 
@@ -113,6 +114,7 @@ SOFT_CLAMPS = ("clamp_atan", "clamp_tanh", "clamp_sigmoid", "soft_clip")
 _SCALE_FLOPS = {
     "additive": (0, 0), "exp": (1, 0), "sigmoid": (6, 5), "softplus": (5, 5), "tanh": (3, 4), "clamp_atan": (3, 3),
     "clamp_tanh": (3, 3), "clamp_sigmoid": (4, 4), "soft_clip": (4, 4),
+    "inverse_sigmoid": (4, 4),
 }
 
 

@@ -1,9 +1,8 @@
-"""What the couplings of all libraries share: how channels are split, and how both halves' gradients meet."""
+"""What the couplings of all libraries share: how channels are split, and how conditioners are called."""
 
 import torch
 from torch import Tensor, nn
 
-from fastflow import _backend
 from fastflow.fusion.layer import keep
 from fastflow.ops._define import under_transform
 from fastflow.ops.permute import _Permute
@@ -46,40 +45,8 @@ def _reordered(x: Tensor, there: Tensor | None, back: Tensor | None) -> Tensor:
     return x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
 
 
-class _Fork(torch.autograd.Function):
-    """x twice: for the coupling, and its passive channels for the conditioner.
-
-    Autograd's own slice would fill a tensor of x's size with zeros and the passive gradient, and add that to the other.
-    """
-
-    @staticmethod
-    def forward(ctx, x, passive):
-        ctx.passive = passive
-        ctx.set_materialize_grads(False)
-        ctx.shape = x.shape
-        return x.view_as(x), x[:, passive]
-
-    @staticmethod
-    def backward(ctx, grad_x, grad_passive):
-        if grad_passive is None:
-            return grad_x, None
-        if grad_x is None:
-            grad_x = grad_passive.new_zeros(ctx.shape)
-        elif torch.is_grad_enabled() or torch.compiler.is_compiling():
-            grad_x = grad_x.clone()
-        grad_x[:, ctx.passive] += grad_passive  # the coupling's gradient is this node's alone
-        return grad_x, None
-
-
 def fork(x: Tensor, passive: slice, alone: bool = True) -> tuple[Tensor, Tensor]:
-    """(x for the coupling, its passive channels for the conditioner).
-
-    `alone` says that the gradient of the former is a tensor of its own, as that of every coupling but the additive is.
-    """
-    if not (alone and x.requires_grad and torch.is_grad_enabled()) or under_transform() or (
-            _backend.forced() == "reference"):
-        return x, x[:, passive]
-    return _Fork.apply(x, passive)
+    return x, x[:, passive]
 
 
 def conditioned(conditioner: nn.Module, given: Tensor, *context: Tensor | None) -> Tensor:

@@ -127,7 +127,9 @@ def _empty(original: type[nn.Module], arithmetic: type[Arithmetic]) -> nn.Module
 @cache
 def digest(cls: type, methods: tuple[str, ...]) -> str:
     """12 hex digits of the code of methods, wherever a base class defines them; comments, docstrings and layout do not
-    count. Empty where there is no source."""
+    count, nor does it count that a layer is fused. Empty where there is no source."""
+    if issubclass(cls, Arithmetic):
+        cls = cls.__bases__[1]
     parts = []
     for name in methods:
         function = inspect.getattr_static(cls, name, None)

@@ -14,12 +14,16 @@ from fastflow.fusion.layer import is_fused
 Call = Callable[..., object]  # call(module, *inputs) -> tensors, numbers, or nested lists and tuples of them
 
 
-def perturbed(module: nn.Module, size: float = 0.3) -> nn.Module:
-    """The module with noise in its trainable parameters, so that scales and shifts differ from 1 and 0."""
+def perturbed(module: nn.Module, size: float = 0.5) -> nn.Module:
+    """The module with noise in its trainable parameters, so that scales and shifts differ from 1 and 0.
+
+    Matrices called `weights` stay: FrEIA's OrthogonalTransform inverts its own by transposing it.
+    """
     with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad and parameter.is_floating_point():
-                parameter.add_(size * torch.randn_like(parameter))
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and parameter.is_floating_point() and not name.endswith("weights"):
+                inputs = parameter[0].numel() if parameter.dim() > 1 else parameter.numel() ** 0.5
+                parameter.add_(size * inputs**-0.5 * torch.randn_like(parameter))
     return module
 
 
@@ -80,7 +84,8 @@ def compare(fused: list, eager: list, truth: list, name: str) -> None:
     """Compares lists of tensors, numbers and None one by one, in type, shape, dtype and value."""
     assert len(fused) == len(eager)
     for index, (ours, theirs, exact) in enumerate(zip(fused, eager, truth, strict=True)):
-        assert type(ours) is type(theirs), f"{name} {index} is a {type(ours).__name__}, expected {type(theirs).__name__}"
+        kinds = type(ours).__name__, type(theirs).__name__
+        assert kinds[0] == kinds[1], f"{name} {index} is a {kinds[0]}, expected {kinds[1]}"
         if isinstance(theirs, Tensor):
             assert ours.dtype == theirs.dtype, f"{name} {index} has dtype {ours.dtype}, expected {theirs.dtype}"
             assert_three_way(ours, theirs, exact, name=f"{name} {index}")

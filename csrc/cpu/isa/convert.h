@@ -91,24 +91,30 @@ inline void narrow(To* to, const T* from, int64_t count) {
 // The even elements of interleaved ones; nothing beyond the last of them is read or written.
 template <class T, class From>
 void widen_even(T* to, const From* from, int64_t count) {
-  int64_t i = 0;
   if constexpr (std::is_same_v<From, T> && std::is_floating_point_v<T>) {
-    for (; i + width<T> < count; i += width<T>) store(to + i, even_of(load(from + 2 * i), load(from + 2 * i + width<T>)));
+    for (int64_t i = 0; i < count; i += width<T>) {
+      const int64_t left = 2 * (count - i) - 1;
+      const Vec<T> low = load_part(from + 2 * i, left), high = load_part(from + 2 * i + width<T>, left - width<T>);
+      store_part(to + i, even_of(low, high), count - i);
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[2 * i]);
   }
-  for (; i < count; ++i) to[i] = widen(from[2 * i]);
 }
 template <class To, class T>
 void narrow_even(To* to, const T* from, int64_t count) {
-  int64_t i = 0;
   if constexpr (std::is_same_v<To, T>) {
-    for (; i + width<T> < count; i += width<T>) {
-      T* const at = to + 2 * i;
-      const Spread<T> both = spread_among(load(from + i), load<T>(at), load<T>(at + width<T>));
-      store(at, both.low);
-      store(at + width<T>, both.high);
+    for (int64_t i = 0; i < count; i += width<T>) {
+      const int64_t left = 2 * (count - i) - 1;
+      T *const low = to + 2 * i, *const high = low + width<T>;
+      const Spread<T> both =
+          spread_among(load_part(from + i, count - i), load_part<T>(low, left), load_part<T>(high, left - width<T>));
+      store_part(low, both.low, left);
+      store_part(high, both.high, left - width<T>);
     }
+  } else {
+    for (int64_t i = 0; i < count; ++i) narrow(to[2 * i], from[i]);
   }
-  for (; i < count; ++i) narrow(to[2 * i], from[i]);
 }
 
 struct Box {

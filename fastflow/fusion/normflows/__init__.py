@@ -1,4 +1,4 @@
-"""normflows 1.7 (Stimper et al. 2023, https://github.com/VincentStimper/normalizing-flows): layers whose arithmetic is fused."""
+"""normflows 1.7 (Stimper et al. 2023, https://github.com/VincentStimper/normalizing-flows): layers that are fused."""
 
 from fastflow.fusion.normflows import couplings
 

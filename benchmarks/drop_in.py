@@ -1,0 +1,290 @@
+"""What does `fastflow.fuse` save in models of other libraries? `python benchmarks/drop_in.py [--device cuda]`.
+
+Eight affine couplings (four of FrEIA's two-sided blocks) of 64 features with an MLP 32 - H - H - 64 each, as they are
+and fused, interleaved, on the same weights: a training step (log p of a standard normal base, backward for every
+parameter) and the way back from latents to data, which is what sampling costs. `H = 0` is a stored tensor in place of
+the MLP, which leaves the arithmetic of the couplings. Steps of Glow on images, the inverse of a lower-upper linear map
+and of a masked autoregressive layer are the other hot spots.
+
+`difference` is the largest one between the two results of the way there and back, relative to the largest value;
+`live` is what a training step allocates at its peak. Verdicts are those of the figures that the project has set itself.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import FrEIA.framework
+import FrEIA.modules
+import nflows.nn.nets
+import nflows.transforms
+import normflows
+import torch
+import zuko
+from torch import Tensor, nn
+from training_steps import compare
+
+import fastflow
+from fastflow.bench import malloc, record
+from fastflow.bench.command import default_threads
+from fastflow.bench.overhead import as_proved
+from fastflow.bench.timing import measure, threads
+
+FEATURES, ROWS, LAYERS = 64, 1024, 8
+IMAGE = (12, 16, 16)
+HALF = FEATURES // 2
+
+
+class Stored(nn.Module):
+    """A conditioner that costs a copy."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.made = nn.Parameter(0.3 * torch.randn(ROWS, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.made.clone()
+
+
+class Conditioner(nn.Sequential):
+    """Takes nflows' context and ignores it."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+def conditioner(hidden: int, inputs: int, outputs: int) -> nn.Module:
+    if hidden == 0:
+        return Conditioner(Stored(outputs))
+    return Conditioner(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+                       nn.Linear(hidden, outputs))
+
+
+def convolutions(inputs: int, outputs: int) -> nn.Module:
+    return Conditioner(nn.Conv2d(inputs, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU(),
+                       nn.Conv2d(64, outputs, 3, padding=1))
+
+
+class Subject(NamedTuple):
+    """A model, and how its library is called: encode(model, x) -> (z, log_det), decode(model, z) -> (x, log_det)."""
+
+    make: Callable[[], nn.Module]
+    encode: Callable[[nn.Module, Tensor], tuple]
+    decode: Callable[[nn.Module, Tensor], tuple]
+    shape: tuple[int, ...] = (ROWS, FEATURES)
+
+
+_nflows = partial(Subject, encode=lambda m, x: m(x), decode=lambda m, z: m.inverse(z))
+_normflows = partial(Subject, encode=lambda m, x: m.inverse_and_log_det(x), decode=lambda m, z: m.forward_and_log_det(z))
+_freia = partial(Subject, encode=lambda m, x: m(x), decode=lambda m, z: m(z, rev=True))
+_zuko = partial(Subject, encode=lambda m, x: m.transform().call_and_ladj(x),
+                decode=lambda m, z: m.transform().inv.call_and_ladj(z))
+
+
+def nflows_couplings(net: Callable) -> nn.Module:
+    return nflows.transforms.CompositeTransform([
+        nflows.transforms.AffineCouplingTransform((torch.arange(FEATURES) + layer) % 2, net) for layer in range(LAYERS)])
+
+
+def normflows_couplings(net: Callable, scale_map: str) -> nn.Module:
+    return normflows.NormalizingFlow(None, [
+        normflows.flows.AffineCouplingBlock(net(HALF, FEATURES), scale_map=scale_map,
+                                            split_mode=("channel", "channel_inv")[layer % 2]) for layer in range(LAYERS)])
+
+
+def normflows_masked(net: Callable) -> nn.Module:
+    return normflows.NormalizingFlow(None, [
+        normflows.flows.MaskedAffineFlow(((torch.arange(FEATURES) + layer) % 2).float(), net(FEATURES, FEATURES),
+                                         net(FEATURES, FEATURES)) for layer in range(LAYERS)])
+
+
+def freia_blocks(net: Callable, block: type, count: int) -> nn.Module:
+    inn = FrEIA.framework.SequenceINN(FEATURES)
+    for _ in range(count):
+        inn.append(block, subnet_constructor=net)
+    return inn
+
+
+def zuko_couplings(hidden: int) -> nn.Module:
+    flow = zuko.flows.RealNVP(FEATURES, transforms=LAYERS, hidden_features=(hidden or 1,) * 2)
+    for layer in flow.transform.transforms if hidden == 0 else ():
+        layer.hyper = Stored(FEATURES)
+    return flow
+
+
+def couplings(hidden: int) -> dict[str, Subject]:
+    net, blocks = partial(conditioner, hidden), FrEIA.modules
+    found = {
+        "nflows": _nflows(partial(nflows_couplings, net)),
+        "normflows exp": _normflows(partial(normflows_couplings, net, "exp")),
+        "normflows sigmoid": _normflows(partial(normflows_couplings, net, "sigmoid")),
+        "normflows masked": _normflows(partial(normflows_masked, net)),
+        "FrEIA GLOW": _freia(partial(freia_blocks, net, blocks.GLOWCouplingBlock, LAYERS // 2)),
+        "FrEIA RNVP": _freia(partial(freia_blocks, net, blocks.RNVPCouplingBlock, LAYERS // 2)),
+        "FrEIA AllInOne": _freia(partial(freia_blocks, net, blocks.AllInOneBlock, LAYERS)),
+        "zuko": _zuko(partial(zuko_couplings, hidden)),
+    }
+    return {f"{name} H={hidden}": subject for name, subject in found.items()}
+
+
+def glow_nflows() -> nn.Module:
+    channels, t = IMAGE[0], nflows.transforms
+    return t.CompositeTransform([t.ActNorm(channels), t.OneByOneConvolution(channels),
+                                 t.AffineCouplingTransform(torch.arange(channels) % 2, convolutions)])
+
+
+def glow_normflows() -> nn.Module:
+    return normflows.NormalizingFlow(None, [normflows.flows.GlowBlock(IMAGE[0], 64, init_zeros=False)])
+
+
+def glow_freia() -> nn.Module:
+    inn = FrEIA.framework.SequenceINN(*IMAGE)
+    inn.append(FrEIA.modules.AllInOneBlock, subnet_constructor=convolutions)
+    return inn
+
+
+def zuko_linear() -> nn.Module:
+    weight = torch.eye(FEATURES) + 0.05 * torch.randn(FEATURES, FEATURES)
+    return zuko.lazy.Flow(zuko.lazy.UnconditionalTransform(zuko.transforms.LULinearTransform, weight),
+                          zuko.lazy.UnconditionalDistribution(torch.distributions.Normal, 0.0, 1.0))
+
+
+def hot_spots() -> dict[str, Subject]:
+    images, t = (64, *IMAGE), nflows.transforms
+    hidden = {"hidden_features": (HALF, HALF)}
+    return {
+        "nflows Glow": _nflows(glow_nflows, shape=images),
+        "normflows Glow": _normflows(glow_normflows, shape=images),
+        "FrEIA Glow": _freia(glow_freia, shape=images),
+        "nflows LU": _nflows(lambda: t.LULinear(FEATURES, identity_init=False), shape=(4096, FEATURES)),
+        "zuko LU": _zuko(zuko_linear, shape=(4096, FEATURES)),
+        "nflows MAF": _nflows(lambda: t.MaskedAffineAutoregressiveTransform(FEATURES, FEATURES)),
+        "normflows MAF": _normflows(lambda: normflows.NormalizingFlow(None, [  # whose own density is the slow way
+            normflows.flows.MaskedAffineAutoregressive(FEATURES, FEATURES)])),
+        "zuko MAF": _zuko(lambda: zuko.flows.MAF(FEATURES, transforms=1, **hidden)),
+    }
+
+
+def bound(name: str, part: str) -> float | None:
+    """How many times eager's speed the figures want."""
+    fast = name.startswith(("nflows", "zuko", "FrEIA AllInOne"))
+    if part == "inverse training":
+        return 10.0 if name == "zuko LU" else None
+    if name.endswith("MAF"):
+        slow = "training" if name.startswith("normflows") else "inverse"
+        return 5.0 if part == slow else None
+    _, found, hidden = name.partition(" H=")
+    if not found:
+        return 1.0
+    return {"0": 3.0, "32": 1.5 if fast else 1.25}.get(hidden, 1.2 if fast else 1.0)
+
+
+def perturbed(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def step(run: Callable, model: nn.Module, x: Tensor) -> tuple:
+    """Gradients of a density, or of anything that reads all that `run` gives, for every parameter."""
+    z, log_det = run(model, x)
+    z = z[0] if isinstance(z, tuple | list) else z
+    loss = 0.5 * z.square().sum() - torch.as_tensor(log_det).sum() * (len(x) if torch.as_tensor(log_det).dim() == 0 else 1)
+    return torch.autograd.grad(loss / len(x), [each for each in model.parameters() if each.requires_grad],
+                               allow_unused=True)
+
+
+def without_gradients(run: Callable, model: nn.Module, x: Tensor) -> tuple:
+    with torch.no_grad():
+        return run(model, x)
+
+
+def difference(subject: Subject, models: dict[str, nn.Module], x: Tensor) -> float:
+    found = []
+    for model in models.values():
+        z, _ = without_gradients(subject.encode, model, x)
+        z = z[0] if isinstance(z, tuple | list) else z
+        found.append([z, *(torch.as_tensor(each) for each in without_gradients(subject.decode, model, x)[1:])])
+    return max(((one - other).abs().max() / other.abs().max().clamp(min=1)).item()
+               for one, other in zip(*found, strict=True))
+
+
+def measured(name: str, subject: Subject, seconds: float, device: str) -> dict:
+    """{part: {"eager" or "fused": {quantity: number}}, "difference", "disturbed"}."""
+    torch.manual_seed(0)
+    x = torch.randn(*subject.shape, device=device)
+    eager = perturbed(subject.make()).to(device)
+    without_gradients(subject.encode, eager, x)  # data-dependent layers start
+    models = {"eager": eager, "fused": fastflow.fuse(deepcopy(eager))}
+    found: dict = {"difference": difference(subject, models, x), "disturbed": ""}
+    gradients = sum(each.nbytes for each in eager.parameters() if each.requires_grad)
+    runs = {"training": subject.encode}
+    if name == "zuko LU":
+        runs["inverse training"] = subject.decode
+    for part, run in runs.items():
+        steps, disturbance = compare({who: (partial(step, run, model, x), gradients) for who, model in models.items()},
+                                     seconds, device)
+        found[part] = {who: {"seconds": timing.seconds, "spread": timing.spread, "live MB": live / 1e6}
+                       for who, (timing, live) in steps.items()}
+        found["disturbed"] = found["disturbed"] or disturbance.reason
+    timings, disturbance = measure({who: partial(without_gradients, subject.decode, model, x)
+                                    for who, model in models.items()}, seconds, device)
+    found["inverse"] = {who: {"seconds": timing.seconds, "spread": timing.spread} for who, timing in timings.items()}
+    found["disturbed"] = found["disturbed"] or disturbance.reason
+    return found
+
+
+def lines(name: str, found: dict) -> Iterator[str]:
+    for part in ("training", "inverse training", "inverse"):
+        if part not in found:
+            continue
+        eager, fused = (found[part][who] for who in ("eager", "fused"))
+        ratio, wanted = eager["seconds"] / fused["seconds"], bound(name, part)
+        memory = f"  live {eager['live MB']:6.1f} -> {fused['live MB']:6.1f} MB" if "live MB" in eager else ""
+        verdict = f"  >= {wanted:g} {'reached' if ratio >= wanted else 'missed'}" if wanted else ""
+        yield (f"{name:22s} {part:17s} {1e3 * eager['seconds']:8.2f} -> {1e3 * fused['seconds']:8.2f} ms "
+               f"{ratio:6.2f}x{verdict}{memory}")
+    yield f"{name:22s} largest difference {found['difference']:.1e}  {found['disturbed']}".rstrip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", default="", help="only those whose name has this, like 'zuko' or 'H=32'")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 32, 0], help="H (default 128 32 0)")
+    parser.add_argument("--threads", type=int, nargs="+", default=default_threads(), help="of the CPU (default 1 2)")
+    parser.add_argument("--seconds", type=float, default=3, help="spent on each part of a model (default 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+    parser.add_argument("--commit", help="the commit of these sources for --json, where there is no .git")
+    options = parser.parse_args()
+    cuda = options.device == "cuda"
+    if not cuda:
+        malloc.ensure_tuned()
+    commit = record.commit(options.commit) if options.json else None
+    subjects = {name: subject for hidden in options.hidden for name, subject in couplings(hidden).items()} | hot_spots()
+    subjects = {name: subject for name, subject in subjects.items() if options.model in name}
+    if not subjects:
+        parser.error(f"--model {options.model!r} is in no name, expected part of one like 'nflows H=32' or 'zuko LU'")
+    results = []
+    for count in options.threads[:1] if cuda else options.threads:
+        print(f"\n{options.device}" + ("" if cuda else f", {count} thread(s)"))
+        with threads(count), as_proved() if cuda else nullcontext():
+            for name, subject in subjects.items():
+                found = measured(name, subject, options.seconds, options.device)
+                print("\n".join(lines(name, found)), flush=True)
+                results.append({"model": name, "threads": count, **found})
+    if options.json:
+        options.json.write_text(json.dumps({
+            "device": record.describe_device(options.device), "versions": record.versions(), "commit": commit,
+            "malloc": None if cuda else malloc.description(), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
