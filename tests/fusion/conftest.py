@@ -19,3 +19,4 @@ def pytest_collection_modifyitems(items):
         if HERE in item.path.parents:
             for library in ("nflows", "normflows", "FrEIA", "zuko"):
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:::{library}"))
+            item.add_marker(pytest.mark.filterwarnings("ignore:Using non-full backward hooks"))  # FrEIA's

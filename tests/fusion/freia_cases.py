@@ -50,20 +50,18 @@ def _coupling(name: str, rank: int = 1, condition: int = 0, **options) -> Callab
     return make
 
 
-def _with_last(option: str, **options) -> Callable[[], Case]:
-    return lambda: _case(M.AllInOneBlock, (7,), subnet_constructor=subnet(1, nn.Tanh), **{option: True}, **options)
-
-
 COUPLINGS = {
     f"{name}-{label}": _coupling(name, **options)
-    for name in ("GLOWCouplingBlock", "RNVPCouplingBlock", "GINCouplingBlock", "NICECouplingBlock",
-                 "AffineCouplingOneSided")
-    for label, options in (
-        ("rank1", {}), ("rank2", {"rank": 2}), ("rank3-c", {"rank": 3, "condition": 2}), ("rank4", {"rank": 4}),
-        ("c", {"condition": 2}), ("split2", {"split_len": 2}), ("split0.3", {"split_len": 0.3, "rank": 3}),
-        *((kind.lower(), {"clamp_activation": kind, "clamp": 1.3}) for kind in ("TANH", "SIGMOID")
-          if name != "NICECouplingBlock"))
+    for names, label, options in (
+        (("GLOW", "RNVP", "GIN"), "rank1-c", {"condition": 2}), (("GLOW", "GIN"), "rank2", {"rank": 2}),
+        (("GLOW", "RNVP", "GIN"), "rank3", {"rank": 3, "split_len": 0.3}), (("RNVP", "GIN"), "rank4", {"rank": 4}),
+        (("GLOW",), "rank3-c", {"rank": 3, "condition": 2}), (("GLOW", "GIN"), "split2", {"split_len": 2}),
+        (("GLOW", "GIN"), "tanh", {"clamp_activation": "TANH", "clamp": 1.3}),
+        (("RNVP", "GIN"), "sigmoid-rank2", {"clamp_activation": "SIGMOID", "rank": 2}))
+    for name in (f"{each}CouplingBlock" for each in names)
 } | {
+    "AffineCouplingOneSided": _coupling("AffineCouplingOneSided"),
+    "AffineCouplingOneSided-rank3-c": _coupling("AffineCouplingOneSided", rank=3, condition=2, split_len=4),
     "ConditionalAffineTransform-c": _coupling("ConditionalAffineTransform", condition=3),
     "ConditionalAffineTransform-rank3": _coupling("ConditionalAffineTransform", rank=3, condition=2, clamp=0.7),
 }
@@ -109,8 +107,6 @@ LINEAR = {
     "HouseholderPerm-3": lambda: _case(M.HouseholderPerm, (7,), n_reflections=3),
     "HouseholderPerm-6": lambda: _case(M.HouseholderPerm, (7,), n_reflections=6),
     "HouseholderPerm-fixed": lambda: _case(M.HouseholderPerm, (7,), n_reflections=4, fixed=True),
-    "LearnedElementwiseScaling-rank1": lambda: _case(M.LearnedElementwiseScaling, (7,), init_scale=1.4),
-    "LearnedElementwiseScaling-rank3": lambda: _case(M.LearnedElementwiseScaling, (6, 4, 4)),
 }
 
 DOWN, UP = (6, 4, 8), (24, 2, 4)

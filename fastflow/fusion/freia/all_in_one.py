@@ -3,17 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.couplings import fork
 from fastflow.fusion.freia import block_node
 from fastflow.fusion.freia.channels import as_permutation, mixed, permuted, reflections
 from fastflow.fusion.freia.subnets import asked, checked
+from fastflow.fusion.freia.volume_preserving import row_preserving
 from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.ops._checks import compute_dtype
 from fastflow.ops.act_norm import compute as scaled
-from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
+from fastflow.ops.affine_coupling import affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
-
-_EXP = ScaleMap("exp")
 
 
 class AllInOne(Arithmetic):
@@ -39,8 +37,8 @@ class AllInOne(Arithmetic):
             x, log_det = self._scaled(_turned(x, back, there), None, inverse=True)
         elif self.reverse_pre_permute:
             x = _turned(x, back, there)
-        x, given = fork(x, slice(0, self.splits[0]))
-        made = self._damped(asked(self.subnet, given, c if self.conditional else ()), compute_dtype(x))
+        made = asked(self.subnet, x[:, : self.splits[0]], c if self.conditional else ())
+        made = self._damped(made, compute_dtype(x))
         if rev:
             x, log_det = self._coupled(x, made, log_det, inverse=True)
             return (_turned(x, there, back) if self.reverse_pre_permute else x,), log_det
@@ -67,14 +65,11 @@ class AllInOne(Arithmetic):
         return made.to(dtype) * 0.1
 
     def _coupled(self, x: Tensor, made: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        active = slice(self.splits[0], x.shape[1])
         if not self.GIN:
-            return affine_coupling_packed(x, made, packing="scale_shift", scale_map=self._fused_map, active=active,
-                                          log_det=log_det, inverse=inverse)
-        scale, shift = made.chunk(2, 1)
-        scale = self.clamp * torch.tanh(scale)
-        scale = scale - scale.mean(self.sum_dims, keepdim=True)
-        x, _ = affine_coupling(x, scale, shift, scale_map=_EXP, active=active, inverse=inverse)
+            return affine_coupling_packed(x, made, packing="scale_shift", scale_map=self._fused_map,
+                                          active=slice(self.splits[0], None), log_det=log_det, inverse=inverse)
+        passive, x2 = x.split(self.splits, 1)
+        x = torch.cat((passive, row_preserving(x2, made, self._fused_map, inverse)), 1)
         return x, x.new_zeros(x.shape[0], dtype=compute_dtype(x))  # the sum of what has mean 0
 
     def _scaled(self, x: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor | None]:

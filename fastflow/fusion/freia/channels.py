@@ -1,5 +1,7 @@
 """FrEIA: fixed or learned maps of the channels, by a permutation where the matrix is one."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,9 +46,15 @@ class _Permuted(torch.autograd.Function):
         return _Permuted.apply(grad_z, back, order), None, None
 
 
+def unrounded(x: Tensor) -> AbstractContextManager:
+    """In it, products are taken in x's dtype under autocast too."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def mixed(x: Tensor, matrix: Tensor) -> Tensor:
-    """matrix times the channels of every pixel, laid out like x; never in fewer bits than x has."""
-    with torch.autocast(x.device.type, enabled=False):
+    """matrix times the channels of every pixel, laid out like x."""
+    with unrounded(x):
         if x.dim() == 2:
             return F.linear(x, matrix)
         if has_channels_last(x):

@@ -9,14 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.couplings import fork
 from fastflow.fusion.freia.subnets import asked, checked
+from fastflow.fusion.freia.volume_preserving import pixel_preserving, row_preserving
 from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.ops._checks import compute_dtype
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
-_EXP, _ADDITIVE = ScaleMap("exp"), ScaleMap("additive")
 _CLAMPS = {
     "clamp_atan": lambda u: 0.636 * torch.atan(u),
     "clamp_sigmoid": lambda u: 2. * (torch.sigmoid(u) - 0.5),
@@ -55,15 +54,13 @@ class Clamped(Arithmetic):
 class TwoSided(Clamped):
     """GLOWCouplingBlock: one subnet a side, parameters [a | t]."""
 
-    additive = False
-
     def forward(self, x, c=(), rev=False, jac=True):
-        x, log_det, first = checked(self, x[0], self.channels), None, self.split_len1
+        x, c, log_det = checked(self, x[0], self.channels), self._conditions(c), None
+        first = self.split_len1
         parts = slice(0, first), slice(first, self.channels)
         for side in (2, 1) if rev else (1, 2):
             active, passive = parts if side == 1 else parts[::-1]
-            x, given = fork(x, passive, alone=not self.additive)
-            x, log_det = self._couple(side, x, given, self._conditions(c), active, log_det, rev)
+            x, log_det = self._couple(side, x, x[:, passive], c, active, log_det, rev)
         return (x,), log_det
 
     def _couple(self, side: int, x: Tensor, given: Tensor, conditions: list | tuple, active: slice,
@@ -81,43 +78,29 @@ class Separate(TwoSided):
         return affine_coupling(x, scale, shift, scale_map=self._fused_map, active=active, log_det=log_det, inverse=rev)
 
 
-class VolumePreserving(TwoSided):
+class VolumePreserving(Clamped):
     """GINCouplingBlock: the mean over the channels is taken from each log scale; log_det is the number 0."""
 
     def forward(self, x, c=(), rev=False, jac=True):
-        return super().forward(x, c, rev, jac)[0], 0.0
+        (x1, x2), c = x[0].split((self.split_len1, self.split_len2), 1), self._conditions(c)
+        if rev:
+            x2 = self._preserving(x2, asked(self.subnet1, x1, c), rev)
+        x1 = self._preserving(x1, asked(self.subnet2, x2, c), rev)
+        if not rev:
+            x2 = self._preserving(x2, asked(self.subnet1, x1, c), rev)
+        return (torch.cat((x1, x2), 1),), 0.0
 
-    def _couple(self, side, x, given, conditions, active, log_det, rev):
-        made = asked(self.subnet2 if side == 1 else self.subnet1, given, conditions)
-        scale, shift = made.to(compute_dtype(x)).chunk(2, 1)
-        scale = self.clamp * self.f_clamp(scale)
-        scale = scale - scale.mean(1, keepdim=True)
-        return affine_coupling(x, scale, shift, scale_map=_EXP, active=active, inverse=rev)
-
-
-class Additive(TwoSided):
-    """NICECouplingBlock; log_det is the number 0."""
-
-    additive = True
-
-    def prepare(self) -> None:
-        """Nothing is to be known."""
-
-    def forward(self, x, c=(), rev=False, jac=True):
-        return super().forward(x, c, rev, jac)[0], 0.0
-
-    def _couple(self, side, x, given, conditions, active, log_det, rev):
-        made = asked(self.F if side == 1 else self.G, given, conditions)
-        return affine_coupling(x, None, made, scale_map=_ADDITIVE, active=active, inverse=rev)
+    def _preserving(self, x: Tensor, made: Tensor, rev: bool) -> Tensor:
+        preserving = row_preserving if x.dim() == 2 else pixel_preserving
+        return preserving(x, made.to(compute_dtype(x)), self._fused_map, rev)
 
 
 class OneSided(Clamped):
     """AffineCouplingOneSided: x2 given x1."""
 
     def forward(self, x, c=(), rev=False, jac=True):
-        first = self.split_len1
-        x, given = fork(checked(self, x[0], self.channels), slice(0, first))
-        made = asked(self.subnet, given, self._conditions(c))
+        x, first = checked(self, x[0], self.channels), self.split_len1
+        made = asked(self.subnet, x[:, :first], self._conditions(c))
         x, log_det = self._packed(x, made, slice(first, self.channels), None, rev)
         return (x,), log_det
 
@@ -152,7 +135,6 @@ LAYERS = (
     Layer("FrEIA", "GLOWCouplingBlock", TwoSided, _TWO, ("f7db57667082",), _of_block, _SERVED),
     Layer("FrEIA", "RNVPCouplingBlock", Separate, _TWO, ("b559372f222d",), _of_block, _SERVED),
     Layer("FrEIA", "GINCouplingBlock", VolumePreserving, _TWO, ("bd1116153c0a", "37cf919b6ad5"), _of_block, _SERVED),
-    Layer("FrEIA", "NICECouplingBlock", Additive, _TWO, ("9898f6c3c75b",), _empty_part, "conditions, any split_len"),
     Layer("FrEIA", "AffineCouplingOneSided", OneSided, _ONE, ("3be1542c9d93",), _of_block, _SERVED),
     Layer("FrEIA", "ConditionalAffineTransform", OfConditions, _ONE, ("e08a31577bd1",), _unknown_clamp, _CLAMPED),
 )

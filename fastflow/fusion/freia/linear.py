@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.freia.channels import mixed, permuted, reflections
+from fastflow.fusion.freia.channels import mixed, permuted, reflections, unrounded
 from fastflow.fusion.layer import Arithmetic, Layer, anything
 
 
@@ -22,10 +22,12 @@ class Linear(Arithmetic):
 
     def forward(self, x, rev=False, jac=True):
         x, log_det = x[0], self.logDetM.expand(x[0].shape[0])
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
+            if not isinstance(self.b, Tensor):
+                return (x.mm(self.M_inv if rev else self.M),), -log_det if rev else log_det
             if rev:
                 return ((x - self.b).mm(self.M_inv),), -log_det
-            return (x.mm(self.M) + self.b,), log_det
+            return (torch.addmm(self.b, x, self.M),), log_det
 
 
 class Convolution(Arithmetic):
@@ -44,7 +46,7 @@ class Orthogonal(Arithmetic):
     def forward(self, x, rev=False, jac=True):
         x, log_scale = x[0], self._log_e(self.scaling)
         log_det = log_scale.sum(1).expand(x.shape[0])
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
             if rev:
                 return [torch.addcmul(-self.bias, x, torch.exp(-log_scale)).mm(self.weights.t())], -log_det
             scale = torch.exp(log_scale)
@@ -56,7 +58,7 @@ class Reflected(Arithmetic):
 
     def forward(self, x, c=(), rev=False, jac=True):
         x = x[0]
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
             if self.fixed:
                 return [x.mm(self.W.t() if rev else self.W)], 0.0
             vectors, combined = (each.to(x.dtype) for each in reflections(self.Vs))

@@ -72,7 +72,8 @@ _BASES = {"IRevNetDownsampling": "da3c0df6c967", "HaarDownsampling": "adc64c9fe0
 
 
 def _unknown_base(layer: nn.Module) -> str:
-    known = any(digest(cls, ("forward",)) == _BASES.get(cls.__name__) for cls in type(layer).__mro__)
+    base = next((cls for cls in type(layer).__mro__ if cls.__name__ in _BASES), None)
+    known = base is not None and digest(base, ("forward",)) == _BASES[base.__name__]
     return "" if known else "its base class is not that of a known FrEIA release"
 
 
