@@ -32,8 +32,8 @@ def call(layer: nn.Module, x: Tensor, *conditions: Tensor, rev: bool = False) ->
 
 def subnet(rank: int, last: Callable[[], nn.Module] = nn.Identity) -> Callable[[int, int], nn.Module]:
     """A constructor of small conditioners for rows of this rank."""
-    linear = (nn.Linear, *(lambda i, o, conv=conv: conv(i, o, 1) for conv in (nn.Conv1d, nn.Conv2d, nn.Conv3d)))[rank - 1]
-    return lambda inputs, outputs: nn.Sequential(linear(inputs, 6), nn.Tanh(), linear(6, outputs), last())
+    kind, kernel = ((nn.Linear, ()), (nn.Conv1d, (1,)), (nn.Conv2d, (1,)), (nn.Conv3d, (1,)))[rank - 1]
+    return lambda inputs, outputs: nn.Sequential(kind(inputs, 6, *kernel), nn.Tanh(), kind(6, outputs, *kernel), last())
 
 
 def _case(make: Callable, x: Shape, z: Shape | None = None, conditions: Iterable[Shape] = (), **options) -> Case:

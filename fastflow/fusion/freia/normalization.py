@@ -55,8 +55,8 @@ def _measurable(x: Tensor) -> bool:
     """Whether x has 2 values a channel; warns if not, where the original would make its parameters NaN."""
     values = x.shape[0] * math.prod(x.shape[2:])
     if values < 2:
-        warnings.warn(f"ActNorm: x has {values} values a channel, expected at least 2 to measure a deviation: the layer "
-                      "stays uninitialised", stacklevel=3)
+        warnings.warn(f"ActNorm: x has {values} values a channel, expected at least 2 to measure a deviation: the "
+                      "layer stays uninitialised", stacklevel=3)
     return values >= 2
 
 
