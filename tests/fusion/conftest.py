@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.filterwarnings("ignore:torch.lu is deprecated"))  # normflows' constructors
             for library in ("nflows", "normflows", "FrEIA", "zuko"):
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:::{library}"))
+            item.add_marker(pytest.mark.filterwarnings("ignore:Using non-full backward hooks"))  # FrEIA's
 
 
 @pytest.fixture

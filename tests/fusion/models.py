@@ -222,12 +222,12 @@ def _freia_graph() -> nn.Module:
 
 def _freia_models() -> list[Model]:
     m, net = FrEIA.modules, {"subnet_constructor": Net}
-    flat = ("Flatten",)
     return [
         _freia("GLOW", _sequence((m.GLOWCouplingBlock, net), (m.PermuteRandom, {}), (m.GLOWCouplingBlock, net))),
         _freia("conditional RNVP", _sequence((m.RNVPCouplingBlock, net), (m.PermuteRandom, {}),
                                              (m.RNVPCouplingBlock, net), context=True), context=CONTEXT),
-        _freia("NICE", _sequence((m.NICECouplingBlock, net), (m.ActNorm, {}), (m.NICECouplingBlock, net))),
+        _freia("NICE", _sequence((m.NICECouplingBlock, net), (m.ActNorm, {}), (m.NICECouplingBlock, net)),
+               left=("NICECouplingBlock",)),
         _freia("GIN", _sequence((m.GINCouplingBlock, net), (m.PermuteRandom, {}), (m.GINCouplingBlock, net))),
         _freia("AllInOne", _sequence((m.AllInOneBlock, net), (m.AllInOneBlock, {**net, "permute_soft": True}),
                                      (m.AllInOneBlock, {**net, "learned_householder_permutation": 2}))),
@@ -237,7 +237,7 @@ def _freia_models() -> list[Model]:
                                       (m.ConditionalAffineTransform, net), context=True), context=CONTEXT),
         _freia("linear", _sequence((m.FixedLinearTransform, {"M": torch.eye(D) + 0.1, "b": torch.ones(D)}),
                                    (m.OrthogonalTransform, {}), (m.GLOWCouplingBlock, net))),
-        _freia("images", _freia_graph, shape=IMAGE, left=flat),
+        _freia("images", _freia_graph, shape=IMAGE),
     ]
 
 

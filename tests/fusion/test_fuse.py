@@ -153,7 +153,8 @@ def test_every_kind_of_layer_is_recognised_in_the_release_that_is_installed():
     for known in swap.LAYERS:
         classes = {getattr(home, known.name) for home in homes if hasattr(home, known.name)
                    and home.__name__.startswith(known.library)}
-        assert any(digest(each, known.methods) in known.digests for each in classes), known.name
+        variants = [each for each in swap.LAYERS if each[:2] == known[:2]]  # of other releases
+        assert any(digest(cls, each.methods) in each.digests for each in variants for cls in classes), known.name
 
 
 def test_comments_layout_and_docstrings_do_not_change_what_a_layer_is():

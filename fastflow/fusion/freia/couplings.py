@@ -1,6 +1,7 @@
-"""FrEIA: two-sided couplings.
+"""FrEIA: couplings of one and of two sides.
 
-A block couples x1 given x2 and then x2 given y1; `rev` undoes the second first. Scales are exp(clamp f(a)).
+A block of two sides couples x1 given x2 and then x2 given y1; `rev` undoes the second first. Scales are
+exp(clamp f(a)).
 """
 
 from collections.abc import Callable
@@ -8,12 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.couplings import conditioned, fork
+from fastflow.fusion.freia.subnets import asked, checked
+from fastflow.fusion.freia.volume_preserving import pixel_preserving, row_preserving
 from fastflow.fusion.layer import Arithmetic, Layer, keep
+from fastflow.ops._checks import compute_dtype
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
-_EXP, _ADDITIVE = ScaleMap("exp"), ScaleMap("additive")
 _CLAMPS = {
     "clamp_atan": lambda u: 0.636 * torch.atan(u),
     "clamp_sigmoid": lambda u: 2. * (torch.sigmoid(u) - 0.5),
@@ -33,87 +35,106 @@ def _same(one, other) -> bool:
     return all(getattr(one, part) == getattr(other, part) for part in parts)
 
 
-class TwoSided(Arithmetic):
-    """GLOWCouplingBlock: one subnet a side, parameters [a | t]."""
-
-    additive = False
+class Clamped(Arithmetic):
+    """What the affine couplings share."""
 
     def prepare(self) -> None:
         keep(self, "map", ScaleMap(clamp_kind(self.f_clamp), clamp=float(self.clamp)))
 
-    def forward(self, x, c=(), rev=False, jac=True):
-        (x,), log_det, first = x, None, self.split_len1
-        parts = slice(0, first), slice(first, x.shape[1])
-        for side in (2, 1) if rev else (1, 2):
-            active, passive = parts if side == 1 else parts[::-1]
-            x, given = fork(x, passive, alone=not self.additive)
-            if self.conditional:
-                given = torch.cat([given, *c], 1)
-            x, log_det = self._couple(side, x, given, active, log_det, rev)
-        return (x,), log_det
-
-    def _couple(self, side: int, x: Tensor, given: Tensor, active: slice, log_det: Tensor | None, rev: bool,
+    def _packed(self, x: Tensor, made: Tensor, active: slice | None, log_det: Tensor | None, rev: bool,
                 ) -> tuple[Tensor, Tensor]:
-        made = conditioned(self.subnet2 if side == 1 else self.subnet1, given)
+        """The coupling with parameters [a | t]."""
         return affine_coupling_packed(x, made, packing="scale_shift", scale_map=self._fused_map, active=active,
                                       log_det=log_det, inverse=rev)
+
+    def _conditions(self, c: list | tuple) -> list | tuple:
+        return c if self.conditional else ()
+
+
+class TwoSided(Clamped):
+    """GLOWCouplingBlock: one subnet a side, parameters [a | t]."""
+
+    def forward(self, x, c=(), rev=False, jac=True):
+        x, c, log_det = checked(self, x[0], self.channels), self._conditions(c), None
+        first = self.split_len1
+        parts = slice(0, first), slice(first, self.channels)
+        for side in (2, 1) if rev else (1, 2):
+            active, passive = parts if side == 1 else parts[::-1]
+            x, log_det = self._couple(side, x, x[:, passive], c, active, log_det, rev)
+        return (x,), log_det
+
+    def _couple(self, side: int, x: Tensor, given: Tensor, conditions: list | tuple, active: slice,
+                log_det: Tensor | None, rev: bool) -> tuple[Tensor, Tensor]:
+        made = asked(self.subnet2 if side == 1 else self.subnet1, given, conditions)
+        return self._packed(x, made, active, log_det, rev)
 
 
 class Separate(TwoSided):
     """RNVPCouplingBlock: a subnet for the scales and one for the shifts a side."""
 
-    def _couple(self, side, x, given, active, log_det, rev):
-        scale, shift = (self.subnet_s2, self.subnet_t2) if side == 1 else (self.subnet_s1, self.subnet_t1)
-        return affine_coupling(x, conditioned(scale, given), conditioned(shift, given), scale_map=self._fused_map,
-                               active=active, log_det=log_det, inverse=rev)
+    def _couple(self, side, x, given, conditions, active, log_det, rev):
+        nets = (self.subnet_s2, self.subnet_t2) if side == 1 else (self.subnet_s1, self.subnet_t1)
+        scale, shift = (asked(net, given, conditions) for net in nets)
+        return affine_coupling(x, scale, shift, scale_map=self._fused_map, active=active, log_det=log_det, inverse=rev)
 
 
-class VolumePreserving(TwoSided):
+class VolumePreserving(Clamped):
     """GINCouplingBlock: the mean over the channels is taken from each log scale; log_det is the number 0."""
 
     def forward(self, x, c=(), rev=False, jac=True):
-        return super().forward(x, c, rev, jac)[0], 0.0
+        (x1, x2), c = x[0].split((self.split_len1, self.split_len2), 1), self._conditions(c)
+        if rev:
+            x2 = self._preserving(x2, asked(self.subnet1, x1, c), rev)
+        x1 = self._preserving(x1, asked(self.subnet2, x2, c), rev)
+        if not rev:
+            x2 = self._preserving(x2, asked(self.subnet1, x1, c), rev)
+        return (torch.cat((x1, x2), 1),), 0.0
 
-    def _couple(self, side, x, given, active, log_det, rev):
-        scale, shift = conditioned(self.subnet2 if side == 1 else self.subnet1, given).chunk(2, 1)
-        scale = self.clamp * self.f_clamp(scale)
-        scale = scale - scale.mean(1, keepdim=True)
-        return affine_coupling(x, scale, shift, scale_map=_EXP, active=active, log_det=log_det, inverse=rev)
+    def _preserving(self, x: Tensor, made: Tensor, rev: bool) -> Tensor:
+        preserving = row_preserving if x.dim() == 2 else pixel_preserving
+        return preserving(x, made.to(compute_dtype(x)), self._fused_map, rev)
 
 
-class Additive(TwoSided):
-    """NICECouplingBlock; log_det is the number 0."""
-
-    additive = True
-
-    def prepare(self) -> None:
-        """Nothing is to be known."""
+class OneSided(Clamped):
+    """AffineCouplingOneSided: x2 given x1."""
 
     def forward(self, x, c=(), rev=False, jac=True):
-        return super().forward(x, c, rev, jac)[0], 0.0
-
-    def _couple(self, side, x, given, active, log_det, rev):
-        made = conditioned(self.F if side == 1 else self.G, given)
-        return affine_coupling(x, None, made, scale_map=_ADDITIVE, active=active, log_det=log_det, inverse=rev)
-
-
-def _empty_part(layer: nn.Module) -> str:
-    return "one of its parts is empty" if not (layer.split_len1 and layer.split_len2) else ""
+        x, first = checked(self, x[0], self.channels), self.split_len1
+        made = asked(self.subnet, x[:, :first], self._conditions(c))
+        x, log_det = self._packed(x, made, slice(first, self.channels), None, rev)
+        return (x,), log_det
 
 
-def _of_block(layer: nn.Module) -> str:
-    if not clamp_kind(layer.f_clamp):
+class OfConditions(Clamped):
+    """ConditionalAffineTransform: all of x given the conditions."""
+
+    def forward(self, x, c=(), rev=False, jac=True):
+        made = self.subnet(torch.cat(c, 1) if len(c) > 1 else c[0])
+        x, log_det = self._packed(checked(self, x[0], self.channels), made, None, None, rev)
+        return (x,), log_det
+
+
+def _empty_part(block: nn.Module) -> str:
+    return "" if block.split_len1 and block.split_len2 else "one of its parts is empty"
+
+
+def _unknown_clamp(block: nn.Module) -> str:
+    if not clamp_kind(block.f_clamp):
         return "its clamp_activation is a function of your own"
-    if not layer.clamp > 0:
-        return f"its clamp is {layer.clamp}, expected a number > 0"
-    return _empty_part(layer)
+    return "" if block.clamp > 0 else f"its clamp is {block.clamp}, expected a number > 0"
 
 
-_CODE = ("forward", "_coupling1", "_coupling2")
-_SERVED = "clamp_activation ATAN, TANH and SIGMOID, conditions, any split_len"
+def _of_block(block: nn.Module) -> str:
+    return _unknown_clamp(block) or _empty_part(block)
+
+
+_TWO, _ONE = ("forward", "_coupling1", "_coupling2"), ("forward",)
+_CLAMPED = "clamp_activation ATAN, TANH and SIGMOID, conditions"
+_SERVED = f"{_CLAMPED}, any split_len"
 LAYERS = (
-    Layer("FrEIA", "GLOWCouplingBlock", TwoSided, _CODE, ("f7db57667082",), _of_block, _SERVED),
-    Layer("FrEIA", "RNVPCouplingBlock", Separate, _CODE, ("b559372f222d",), _of_block, _SERVED),
-    Layer("FrEIA", "GINCouplingBlock", VolumePreserving, _CODE, ("bd1116153c0a",), _of_block, _SERVED),
-    Layer("FrEIA", "NICECouplingBlock", Additive, _CODE, ("9898f6c3c75b",), _empty_part, "conditions, any split_len"),
+    Layer("FrEIA", "GLOWCouplingBlock", TwoSided, _TWO, ("f7db57667082",), _of_block, _SERVED),
+    Layer("FrEIA", "RNVPCouplingBlock", Separate, _TWO, ("b559372f222d",), _of_block, _SERVED),
+    Layer("FrEIA", "GINCouplingBlock", VolumePreserving, _TWO, ("bd1116153c0a", "37cf919b6ad5"), _of_block, _SERVED),
+    Layer("FrEIA", "AffineCouplingOneSided", OneSided, _ONE, ("3be1542c9d93",), _of_block, _SERVED),
+    Layer("FrEIA", "ConditionalAffineTransform", OfConditions, _ONE, ("e08a31577bd1",), _unknown_clamp, _CLAMPED),
 )

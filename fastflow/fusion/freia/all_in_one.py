@@ -1,0 +1,120 @@
+"""FrEIA: AllInOneBlock, which couples, scales and shifts every channel, and permutes or rotates the channels."""
+
+import torch
+from torch import Tensor, nn
+
+from fastflow.fusion.freia import block_node
+from fastflow.fusion.freia.channels import as_permutation, mixed, permuted, reflections
+from fastflow.fusion.freia.subnets import asked, checked
+from fastflow.fusion.freia.volume_preserving import row_preserving
+from fastflow.fusion.layer import Arithmetic, Layer, keep
+from fastflow.ops._checks import compute_dtype
+from fastflow.ops.act_norm import compute as scaled
+from fastflow.ops.affine_coupling import affine_coupling_packed
+from fastflow.ops.scale_map import ScaleMap
+
+
+class AllInOne(Arithmetic):
+    """AllInOneBlock of PyPI: [a | t] = 0.1 subnet, log c = clamp tanh(a), y = turn(scale [x1 | c x2 + t] + offset).
+
+    A GIN block takes the mean from log c and has scale 1; log_det is then 0.
+    """
+
+    def prepare(self) -> None:
+        keep(self, "map", ScaleMap("clamp_tanh", clamp=float(self.clamp)))
+        order = None if self.householder else self._order()
+        keep(self, "order", order)
+        keep(self, "back", None if order is None else order.argsort())
+
+    def _order(self) -> Tensor | None:
+        order, back = (as_permutation(each.flatten(1)) for each in (self.w_perm, self.w_perm_inv))
+        return order if order is not None and back is not None and torch.equal(order.argsort(), back) else None
+
+    def forward(self, x, c=(), rev=False, jac=True):
+        x, log_det = checked(self, x[0], self.in_channels), None
+        there, back = self._turns()
+        if rev:
+            x, log_det = self._scaled(_turned(x, back, there), None, inverse=True)
+        elif self.reverse_pre_permute:
+            x = _turned(x, back, there)
+        made = asked(self.subnet, x[:, : self.splits[0]], c if self.conditional else ())
+        made = self._damped(made, compute_dtype(x))
+        if rev:
+            x, log_det = self._coupled(x, made, log_det, inverse=True)
+            return (_turned(x, there, back) if self.reverse_pre_permute else x,), log_det
+        if not self.GIN and block_node.serves(x):
+            x, log_det = block_node.coupled_and_scaled(
+                x, made, self.global_offset.flatten(), self._log_scale(), self._fused_order, self._fused_back,
+                self.splits[0], self._fused_map)
+            return (x if self._fused_order is not None else mixed(x, there),), log_det
+        x, log_det = self._scaled(*self._coupled(x, made, None, inverse=False), inverse=False)
+        return (_turned(x, there, back),), log_det
+
+    def _turns(self) -> tuple[Tensor, Tensor]:
+        """The map of the channels that ends the block and its inverse, as matrices or orders."""
+        if self._fused_order is not None:
+            return self._fused_order, self._fused_back
+        if not self.householder:
+            return self.w_perm.flatten(1), self.w_perm_inv.flatten(1)
+        vectors, combined = reflections(self.vk_householder)
+        first = self.w_0.double()
+        matrix = (first - first @ vectors.T @ combined).to(self.w_0.dtype)
+        return matrix, matrix.T
+
+    def _damped(self, made: Tensor, dtype: torch.dtype) -> Tensor:
+        return made.to(dtype) * 0.1
+
+    def _coupled(self, x: Tensor, made: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        if not self.GIN:
+            return affine_coupling_packed(x, made, packing="scale_shift", scale_map=self._fused_map,
+                                          active=slice(self.splits[0], None), log_det=log_det, inverse=inverse)
+        passive, x2 = x.split(self.splits, 1)
+        x = torch.cat((passive, row_preserving(x2, made, self._fused_map, inverse)), 1)
+        return x, x.new_zeros(x.shape[0], dtype=compute_dtype(x))  # the sum of what has mean 0
+
+    def _scaled(self, x: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor | None]:
+        if self.GIN:
+            return x - self.global_offset if inverse else x + self.global_offset, log_det
+        return scaled(x, self.global_offset.flatten(), self._log_scale(), log_det, shift_first=False, inverse=inverse)
+
+    def _log_scale(self) -> Tensor:
+        return self.global_scale_activation(self.global_scale).flatten().log()
+
+
+class AllInOneNewer(AllInOne):
+    """AllInOneBlock of the git tree: log c = clamp tanh(a / clamp); hard permutations are orders."""
+
+    def _order(self) -> Tensor | None:
+        return self.w_perm.detach().clone() if self.w_perm.dim() == 1 else None
+
+    def forward(self, x, c=(), rev=False, jac=True):
+        if tuple(x[0].shape[1:]) != self.dims_in[0]:
+            raise RuntimeError(f"Expected input of shape {self.dims_in[0]}, got {tuple(x[0].shape[1:])}.")
+        return super().forward(x, c, rev, jac)
+
+    def _damped(self, made: Tensor, dtype: torch.dtype) -> Tensor:
+        factor = torch.full((made.shape[1], *[1] * (made.dim() - 2)), 0.1, dtype=dtype, device=made.device)
+        factor[: made.shape[1] // 2] /= self.clamp
+        return made * factor
+
+
+def _turned(x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    return mixed(x, there) if there.is_floating_point() else permuted(x, there, back)
+
+
+def _refuses(block: nn.Module) -> str:
+    if not block.splits[1]:
+        return "one of its parts is empty"
+    if not block.clamp > 0:
+        return f"its affine_clamping is {block.clamp}, expected a number > 0"
+    if not block.householder and (block.w_perm.requires_grad or block.w_perm_inv.requires_grad):
+        return "its permutation is trained"
+    return ""
+
+
+_CODE = ("forward", "_permute", "_pre_permute", "_affine", "_construct_householder_permutation")
+_SERVED = "every option, conditions"
+LAYERS = (
+    Layer("FrEIA", "AllInOneBlock", AllInOne, _CODE, ("9bb5a4cbff6d",), _refuses, _SERVED),
+    Layer("FrEIA", "AllInOneBlock", AllInOneNewer, _CODE, ("6d04f2f6ef56",), _refuses, _SERVED),
+)

@@ -1,0 +1,73 @@
+"""FrEIA: fixed or learned maps of the channels, by a permutation where the matrix is one."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastflow.ops._define import under_transform
+from fastflow.ops.packing import has_channels_last
+
+
+def as_permutation(matrix: Tensor) -> Tensor | None:
+    """The order in which a [C, C] matrix of zeros and ones takes the channels; None if it does more than that."""
+    matrix = matrix.detach()
+    ones = matrix == 1
+    single = bool((ones.sum(0) == 1).all() and (ones.sum(1) == 1).all() and (matrix.count_nonzero() == len(matrix)))
+    return ones.to(torch.uint8).argmax(1) if single else None
+
+
+def permuted(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """z[:, i] = x[:, order[i]], laid out like x; `back` is the inverse permutation."""
+    if under_transform() or not torch.is_grad_enabled():
+        return taken(x, order)
+    return _Permuted.apply(x, order, back)
+
+
+def taken(x: Tensor, order: Tensor) -> Tensor:
+    """`permuted` with autograd's own gradient, which sums into place."""
+    if has_channels_last(x):
+        return x.movedim(1, -1).index_select(-1, order).movedim(-1, 1)
+    return x.index_select(1, order)
+
+
+class _Permuted(torch.autograd.Function):
+    """The gradient of a selection is a sum into place; that of a permutation is a selection too."""
+
+    @staticmethod
+    def forward(ctx, x, order, back):
+        ctx.save_for_backward(order, back)
+        return taken(x, order)
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        order, back = ctx.saved_tensors
+        return _Permuted.apply(grad_z, back, order), None, None
+
+
+def unrounded(x: Tensor) -> AbstractContextManager:
+    """In it, products are taken in x's dtype under autocast too."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def mixed(x: Tensor, matrix: Tensor) -> Tensor:
+    """matrix times the channels of every pixel, laid out like x."""
+    with unrounded(x):
+        if x.dim() == 2:
+            return F.linear(x, matrix)
+        if has_channels_last(x):
+            return F.linear(x.movedim(1, -1), matrix).movedim(-1, 1)
+        return (matrix @ x.flatten(2)).view(x.shape)
+
+
+def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """(V, T V) of the reflections H_1 ... H_n = I - V^T T V at the rows of `vectors` [n, C], float64.
+
+    T is triangular, T^-1 = triu(V V^T) - diag(V V^T) / 2 (Puglisi 1992, the compact WY representation).
+    """
+    vectors = vectors.double()
+    gram = vectors @ vectors.T
+    inverse = gram.triu() - 0.5 * torch.diag(gram.diagonal())
+    return vectors, torch.linalg.solve_triangular(inverse, vectors, upper=True)
