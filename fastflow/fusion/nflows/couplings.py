@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.couplings import conditioned, fork, gathered, keep_split, scattered
+from fastflow.fusion.couplings import conditioned, gathered, keep_split, scattered
 from fastflow.fusion.layer import Arithmetic, Layer
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
@@ -16,8 +16,6 @@ _ADDITIVE = ScaleMap("additive")
 
 class Coupling(Arithmetic):
     """AffineCouplingTransform: s = sigmoid(a + 2) + 1e-3, z = x s + t; parameters [t | a]."""
-
-    additive = False
 
     def prepare(self) -> None:
         keep_split(self, self.identity_features.tolist(), self.transform_features.tolist())
@@ -38,7 +36,7 @@ class Coupling(Arithmetic):
         if inverse and free is not None:
             changed, of_free = free.inverse(x[:, passive], context)
             x = _replaced(x, passive, changed)
-        x, given = fork(x, passive, alone=not self.additive)
+        given = x[:, passive]
         made = conditioned(self.transform_net, given, context)
         x, log_det = self._couple(x, made, active, inverse)
         if not inverse and free is not None:
@@ -54,8 +52,6 @@ class Coupling(Arithmetic):
 
 class Additive(Coupling):
     """AdditiveCouplingTransform: z = x + t."""
-
-    additive = True
 
     @staticmethod
     def _couple(x: Tensor, made: Tensor, active: slice, inverse: bool) -> tuple[Tensor, Tensor]:
