@@ -141,7 +141,7 @@ def digest(cls: type, methods: tuple[str, ...]) -> str:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         except (OSError, TypeError, SyntaxError):
             return ""
-        body = tree.body[0].body
+        body = getattr(tree.body[0], "body", [])  # an assigned lambda has none
         if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body.pop(0)
         parts.append(ast.unparse(tree))

@@ -1,17 +1,12 @@
-"""Autoregressive layers of all libraries with their options, how they are called, and what they must agree in."""
+"""Autoregressive layers of all libraries with their options, and how they are called."""
 
-import copy
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from agreement import outputs_and_gradients, perturbed
-from oracles import assert_three_way
+from agreement import perturbed
 from peers import nflows, normflows, zuko
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from fastflow.fusion import fuse
 
 D, C = 6, 3
 ADJACENCY = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0],
@@ -79,27 +74,3 @@ def forward(module: nn.Module, x: Tensor, *context: Tensor) -> tuple[Tensor, Ten
 def inverse(module: nn.Module, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
     """(x, log_det)."""
     return module(*context).inv.call_and_ladj(z) if hasattr(module, "hyper") else module.inverse(z, *context)
-
-
-def assert_agrees(original: nn.Module, call: Callable, *inputs: Tensor) -> None:
-    """`agreement.assert_agrees` with all results as one vector, each as a share of its largest element.
-
-    A small vector of gradients behind many roundings comes out twice as exact one time in fifty, by either algorithm.
-    """
-    single, double = (copy.deepcopy(original).to(dtype) for dtype in (torch.float32, torch.float64))
-    results = []
-    for module in (single, double):
-        given = tuple(each.to(next(module.parameters()).dtype) for each in inputs)
-        for each in (fuse(copy.deepcopy(module)), module):
-            outputs, gradients = outputs_and_gradients(each, call, given)
-            results.append([*outputs, *gradients])
-    kinds = [[(each.shape, each.dtype) if isinstance(each, Tensor) else each for each in every] for every in results]
-    assert kinds[0] == kinds[1]
-    assert kinds[2] == kinds[3]
-    sizes = [each.abs().max() for each in results[3] if each is not None]
-    fused, eager, fused_double, truth = (
-        torch.cat([each.detach().double().flatten() / size.clamp(min=1e-300)
-                   for each, size in zip([each for each in every if each is not None], sizes, strict=True)])
-        for every in results)
-    assert_three_way(fused, eager, truth, torch.float32, "float32")
-    assert_three_way(fused_double, truth + 1.5 * 2.0**-29 * (eager - truth).abs().max(), truth, name="float64")

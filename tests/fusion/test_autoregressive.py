@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from agreement import assert_keeps, leaves, outputs_and_gradients, perturbed
-from autoregressive_cases import CASES, FEW, NFLOWS, C, D, assert_agrees, forward, given, inverse, layer
+from agreement import assert_agrees, assert_keeps, leaves, outputs_and_gradients, perturbed
+from autoregressive_cases import CASES, FEW, NFLOWS, C, D, forward, given, inverse, layer
 from oracles import relayout
 
 from fastflow.fusion import fuse, incremental, unfuse

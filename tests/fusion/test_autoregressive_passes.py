@@ -6,12 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from agreement import perturbed
+from agreement import assert_agrees, perturbed
 from autoregressive_cases import (
     CASES,
     NFLOWS,
     D,
-    assert_agrees,
     forward,
     given,
     inverse,
@@ -110,13 +109,19 @@ def test_features_that_depend_on_each_other():
     torch.testing.assert_close(fused.inverse(z), original.inverse(z))
 
 
-def test_a_network_of_your_own():
-    class Halved(type(layer("nflows").autoregressive_net)):
-        def forward(self, inputs, context=None):
-            return super().forward(inputs, context) / 2
+class Halved(type(layer("nflows").autoregressive_net)):
+    def forward(self, inputs, context=None):
+        return super().forward(inputs, context) / 2
 
+
+class Doubled(Halved):
+    forward = lambda self, inputs, context=None: 2 * super(Halved, self).forward(inputs, context)  # noqa: E731
+
+
+@pytest.mark.parametrize("network", [Halved, Doubled])
+def test_a_network_of_your_own(network):
     original = layer("nflows")
-    original.autoregressive_net = Halved(D, 11, output_multiplier=2)
+    original.autoregressive_net = network(D, 11, output_multiplier=2)
     assert_agrees(original, inverse, *given("nflows"))
 
 
