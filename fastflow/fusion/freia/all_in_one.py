@@ -10,7 +10,7 @@ from fastflow.fusion.freia.volume_preserving import row_preserving
 from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.ops._checks import compute_dtype
 from fastflow.ops.act_norm import compute as scaled
-from fastflow.ops.affine_coupling import affine_coupling_packed
+from fastflow.ops.affine_coupling import _compute as coupled
 from fastflow.ops.scale_map import ScaleMap
 
 
@@ -21,7 +21,9 @@ class AllInOne(Arithmetic):
     """
 
     def prepare(self) -> None:
-        keep(self, "map", ScaleMap("clamp_tanh", clamp=float(self.clamp)))
+        scale_map = ScaleMap("clamp_tanh", clamp=float(self.clamp))
+        keep(self, "map", scale_map)
+        keep(self, "settings", (self.splits[0], 1, scale_map.index, 0.0, 0.0, scale_map.clamp, False))
         order = None if self.householder else self._order()
         keep(self, "order", order)
         keep(self, "back", None if order is None else order.argsort())
@@ -31,24 +33,27 @@ class AllInOne(Arithmetic):
         return order if order is not None and back is not None and torch.equal(order.argsort(), back) else None
 
     def forward(self, x, c=(), rev=False, jac=True):
-        x, log_det = checked(self, x[0], self.in_channels), None
+        x, c = checked(self, x[0], self.in_channels), c if self.conditional else ()
         there, back = self._turns()
-        if rev:
-            x, log_det = self._scaled(_turned(x, back, there), None, inverse=True)
-        elif self.reverse_pre_permute:
-            x = _turned(x, back, there)
-        made = asked(self.subnet, x[:, : self.splits[0]], c if self.conditional else ())
-        made = self._damped(made, compute_dtype(x))
-        if rev:
-            x, log_det = self._coupled(x, made, log_det, inverse=True)
-            return (_turned(x, there, back) if self.reverse_pre_permute else x,), log_det
-        if not self.GIN and block_node.serves(x):
-            x, log_det = block_node.coupled_and_scaled(
-                x, made, self.global_offset.flatten(), self._log_scale(), self._fused_order, self._fused_back,
-                self.splits[0], self._fused_map)
-            return (x if self._fused_order is not None else mixed(x, there),), log_det
-        x, log_det = self._scaled(*self._coupled(x, made, None, inverse=False), inverse=False)
-        return (_turned(x, there, back),), log_det
+        x, log_det = self._decoded(x, c, there, back) if rev else self._encoded(x, c, there, back)
+        return (x,), log_det
+
+    def _encoded(self, x: Tensor, c: list | tuple, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+        x = _turned(x, back, there) if self.reverse_pre_permute else x
+        made = self._made(x, c)
+        if self.GIN or not block_node.serves(x):
+            x, log_det = self._scaled(*self._coupled(x, made, None, inverse=False), inverse=False)
+            return _turned(x, there, back), log_det
+        hard = not there.is_floating_point()
+        x, log_det = block_node.coupled_and_scaled(
+            x, made, self.global_offset.flatten(), self._log_scale(), there if hard else None, back if hard else None,
+            (*self._fused_settings, False))
+        return x if hard else mixed(x, there), log_det
+
+    def _decoded(self, z: Tensor, c: list | tuple, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_det = self._scaled(_turned(z, back, there), None, inverse=True)
+        x, log_det = self._coupled(x, self._made(x, c), log_det, inverse=True)
+        return _turned(x, there, back) if self.reverse_pre_permute else x, log_det
 
     def _turns(self) -> tuple[Tensor, Tensor]:
         """The map of the channels that ends the block and its inverse, as matrices or orders."""
@@ -61,13 +66,20 @@ class AllInOne(Arithmetic):
         matrix = (first - first @ vectors.T @ combined).to(self.w_0.dtype)
         return matrix, matrix.T
 
-    def _damped(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        return made.to(dtype) * 0.1
+    def _made(self, x: Tensor, c: list | tuple) -> Tensor:
+        """[a | t]."""
+        passive, active = self.splits
+        made, expected = asked(self.subnet, x[:, :passive], c), (x.shape[0], 2 * active, *x.shape[2:])
+        if made.shape != expected:
+            raise ValueError(f"AllInOneBlock: its subnet returns shape {tuple(made.shape)}, expected {expected}")
+        return self._damped(made.to(compute_dtype(x)))
+
+    def _damped(self, made: Tensor) -> Tensor:
+        return made * 0.1
 
     def _coupled(self, x: Tensor, made: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         if not self.GIN:
-            return affine_coupling_packed(x, made, packing="scale_shift", scale_map=self._fused_map,
-                                          active=slice(self.splits[0], None), log_det=log_det, inverse=inverse)
+            return coupled(x, made, None, None, None, log_det, (*self._fused_settings, inverse), block_node.PACKING)
         passive, x2 = x.split(self.splits, 1)
         x = torch.cat((passive, row_preserving(x2, made, self._fused_map, inverse)), 1)
         return x, x.new_zeros(x.shape[0], dtype=compute_dtype(x))  # the sum of what has mean 0
@@ -92,9 +104,9 @@ class AllInOneNewer(AllInOne):
             raise RuntimeError(f"Expected input of shape {self.dims_in[0]}, got {tuple(x[0].shape[1:])}.")
         return super().forward(x, c, rev, jac)
 
-    def _damped(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        factor = torch.full((made.shape[1], *[1] * (made.dim() - 2)), 0.1, dtype=dtype, device=made.device)
-        factor[: made.shape[1] // 2] /= self.clamp
+    def _damped(self, made: Tensor) -> Tensor:
+        factor = made.new_full((made.shape[1], *[1] * (made.dim() - 2)), 0.1)
+        factor[: len(factor) // 2] /= self.clamp
         return made * factor
 
 

@@ -12,9 +12,8 @@ from fastflow.ops._define import under_transform
 from fastflow.ops.act_norm import backward_reference as scaling_backward
 from fastflow.ops.affine_coupling import backward_reference as coupling_backward
 from fastflow.ops.packing import PACKINGS, unpack
-from fastflow.ops.scale_map import ScaleMap
 
-_PACKING = PACKINGS.index("scale_shift")
+PACKING = PACKINGS.index("scale_shift")
 
 
 def serves(x: Tensor) -> bool:
@@ -24,13 +23,9 @@ def serves(x: Tensor) -> bool:
 
 
 def coupled_and_scaled(x: Tensor, parameters: Tensor, offset: Tensor, log_scale: Tensor, order: Tensor | None,
-                       back: Tensor | None, passive: int, scale_map: ScaleMap) -> tuple[Tensor, Tensor]:
-    """(z, log_det): `affine_coupling_packed` [s | t] of the channels from `passive` on, `elementwise_affine`, and the
-    channels in another order, if one is given."""
-    expected = (x.shape[0], 2 * (x.shape[1] - passive), *x.shape[2:])
-    if parameters.shape != expected:
-        raise ValueError(f"AllInOneBlock: its subnet returns shape {tuple(parameters.shape)}, expected {expected}")
-    settings = (passive, 1, scale_map.index, scale_map.bias, scale_map.eps, scale_map.clamp, False, False)
+                       back: Tensor | None, settings: tuple) -> tuple[Tensor, Tensor]:
+    """(z, log_det): `affine_coupling_packed` with parameters [s | t], `elementwise_affine`, and the channels in another
+    order, if one is given. Arguments are trusted; `settings` are those of the coupling's schema."""
     z, log_det, _ = _CoupledAndScaled.apply(x, parameters, offset, log_scale, order, back, settings)
     return z, log_det
 
@@ -41,7 +36,7 @@ class _CoupledAndScaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, parameters, offset, log_scale, order, back, settings):
         y, log_det = torch.ops.fastflow.affine_coupling.default(
-            x, *unpack(parameters, _PACKING), None, None, None, *settings)
+            x, *unpack(parameters, PACKING), None, None, None, *settings)
         z, log_det = torch.ops.fastflow.act_norm.default(y, offset, log_scale, log_det, False, False)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -62,6 +57,6 @@ class _CoupledAndScaled(torch.autograd.Function):
             grad_z = taken(grad_z, back)
         grad, grad_offset, grad_log_scale = scaling(grad_z, grad_log_det, y, offset, log_scale, False, False, True)
         grad = grad if grad_y is None else grad + grad_y
-        grad_x, grad_parameters, _ = coupling(grad, grad_log_det, y, *unpack(parameters, _PACKING), None, None,
-                                              *ctx.settings, False, _PACKING)
+        grad_x, grad_parameters, _ = coupling(grad, grad_log_det, y, *unpack(parameters, PACKING), None, None,
+                                              *ctx.settings, False, PACKING)
         return grad_x, grad_parameters, grad_offset, grad_log_scale, None, None, None
