@@ -254,7 +254,7 @@ def lines(name: str, found: dict) -> Iterator[str]:
         if part not in found:
             continue
         eager, fused = (found[part][who] for who in ("eager", "fused"))
-        ratio, wanted = eager["seconds"] / fused["seconds"], bound(name, part)
+        ratio, wanted = round(eager["seconds"] / fused["seconds"], 2), bound(name, part)
         memory = f"  live {eager['live MB']:6.1f} -> {fused['live MB']:6.1f} MB" if "live MB" in eager else ""
         verdict = f"  >= {wanted:g} {'reached' if ratio >= wanted else 'missed'}" if wanted else ""
         yield (f"{name:22s} {part:17s} {1e3 * eager['seconds']:8.2f} -> {1e3 * fused['seconds']:8.2f} ms "
