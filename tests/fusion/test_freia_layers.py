@@ -68,6 +68,13 @@ def test_other_channels_than_the_layer_has_are_a_runtime_error(kind):
             each([torch.randn(4, 7)])
 
 
+@pytest.mark.parametrize("x", [torch.zeros(4, 6, dtype=torch.int64), torch.zeros(4, 6, 1)])
+def test_what_a_block_cannot_take_is_a_runtime_error(x):
+    for rev in (False, True):
+        with pytest.raises(RuntimeError, match="expected floats of 2" if not NEWER or x.dim() == 2 else "shape"):
+            fuse(block())([x], rev=rev)
+
+
 def test_a_subnet_of_the_wrong_width_is_an_error():
     wide = fuse(block(subnet_constructor=lambda inputs, outputs: nn.Linear(inputs, outputs + 2)))
     with pytest.raises(ValueError, match=r"its subnet returns shape \(4, 8\), expected \(4, 6\)"):

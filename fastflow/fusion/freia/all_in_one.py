@@ -34,6 +34,9 @@ class AllInOne(Arithmetic):
 
     def forward(self, x, c=(), rev=False, jac=True):
         x, c = checked(self, x[0], self.in_channels), c if self.conditional else ()
+        if x.dim() != self.input_rank + 2 or not x.is_floating_point():
+            raise RuntimeError(f"AllInOneBlock: x is {x.dtype} of {x.dim()} dims, expected floats of "
+                               f"{self.input_rank + 2}")
         there, back = self._turns()
         x, log_det = self._decoded(x, c, there, back) if rev else self._encoded(x, c, there, back)
         return (x,), log_det

@@ -70,8 +70,18 @@ def _no_permutation(layer: nn.Module) -> str:
     return "" if torch.equal(layer.perm.argsort(), layer.perm_inv) else "its perm_inv does not undo its perm"
 
 
-def _conditional(layer: nn.Module) -> str:
-    return "its vectors are a condition, for which the layer itself fails" if layer.conditional else ""
+def _other_product(layer: nn.Module) -> str:
+    """Refuses a condition, and a release whose product of the reflections, no method of the class, is another."""
+    if layer.conditional:
+        return "its vectors are a condition, for which the layer itself fails"
+    if layer.fixed:
+        return ""
+    with torch.no_grad():
+        unit = torch.eye(layer.width).to(layer.Vs)
+        (product,), _ = layer.forward([unit])
+        vectors, combined = (each.to(unit) for each in reflections(layer.Vs))
+    same = torch.allclose(product, unit - vectors.T @ combined, atol=1e-3)
+    return "" if same else "its reflections are not multiplied in order"
 
 
 LAYERS = (
@@ -80,5 +90,5 @@ LAYERS = (
     Layer("FrEIA", "Fixed1x1Conv", Convolution, ("forward",), ("e9feb6b4dd4a",), anything, "any matrix"),
     Layer("FrEIA", "OrthogonalTransform", Orthogonal, ("forward", "_log_e"), ("58645514ed6d",), anything,
           "any clamp; the correction of its weights stays"),
-    Layer("FrEIA", "HouseholderPerm", Reflected, ("forward",), ("9908a51246a5",), _conditional, "learned and fixed"),
+    Layer("FrEIA", "HouseholderPerm", Reflected, ("forward",), ("9908a51246a5",), _other_product, "learned and fixed"),
 )

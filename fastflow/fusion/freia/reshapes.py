@@ -65,7 +65,8 @@ class Flattened(Arithmetic):
     """Flatten, for any batch and any strides; log_det is the number 0."""
 
     def forward(self, x, c=None, jac=True, rev=False):
-        return (x[0].reshape(x[0].shape[0], *(self.input_shape if rev else self.output_shape)),), 0.0
+        x = x[0]
+        return (x.reshape(x.shape[0], *self.input_shape) if rev else x.flatten(1),), 0.0
 
 
 _BASES = {"IRevNetDownsampling": "da3c0df6c967", "HaarDownsampling": "adc64c9fe01c"}  # what the upsamplings call
