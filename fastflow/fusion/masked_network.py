@@ -1,8 +1,8 @@
-"""A masked network as a list of nodes, and the stages in which an autoregressive inverse comes to know its units.
+"""A masked network as a list of nodes, and the stages by which an autoregressive inverse comes to know its units.
 
-Feature i of the input is known after stage i's step; a unit can be computed in the first stage in which every feature
-that it depends on is known, and so can the parameters of a feature, which depend on earlier features only. Sorted by
-stage, what a stage adds to any value is a run of units, and what it reads is a run from the first unit on.
+A stage finds the features whose parameters depend on none but those of earlier stages. A unit belongs to the first
+stage before which all features that it depends on are known. Sorted by stage, what a stage adds to a value is a run of
+units, and what it reads is a run from the first unit on.
 """
 
 import collections
@@ -37,7 +37,9 @@ class Node(NamedTuple):
 
 
 class Network:
-    """The nodes of a masked network and their tensors, as an adapter reads them off a module; the last is its output.
+    """The nodes of a masked network and their tensors, as an adapter reads them off a module.
+
+    The first node is linear and alone reads the input; the last is linear and the output.
 
     weights  of the linear nodes, masked
     masks    of the same
@@ -186,12 +188,13 @@ def plan(network: Network, features: int) -> tuple[Plan, Tensor]:
         known.append(ends[:stages] if value else (0, *ends[:stages - 1]))
         order = stage.argsort(stable=True)
         back = order.argsort()
-        places.append(None if torch.equal(order, back) and torch.equal(order, order.sort().values) else len(orders))
+        places.append(None if torch.equal(order, torch.arange(len(order))) else len(orders))
         if places[-1] is not None:
             orders += order, back
     sizes = tuple(map(len, orders))
+    joined = torch.cat(orders) if orders else torch.empty(0, dtype=torch.int64)
     return (Plan(stages, tuple(counts), tuple(known), tuple(places), sizes, _buffers(network.nodes)),
-            torch.cat(orders) if orders else torch.empty(0, dtype=torch.int64))
+            joined.to(network.masks[0].device))
 
 
 def _stages_of_units(network: Network, features: int) -> list[Tensor]:
@@ -231,6 +234,6 @@ def _buffers(nodes: list[Node]) -> tuple[int, ...]:
     readers = collections.Counter(each for node in nodes for each in (node.source, node.other))
     buffers = [0]
     for value, node in enumerate(nodes, 1):
-        in_place = node.kind != "linear" and readers[node.source] == 1
+        in_place = node.kind != "linear" and node.source > 0 and readers[node.source] == 1
         buffers.append(buffers[node.source] if in_place else value)
     return tuple(buffers)
