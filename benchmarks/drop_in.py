@@ -35,17 +35,18 @@ from fastflow.bench.command import default_threads
 from fastflow.bench.overhead import as_proved
 from fastflow.bench.timing import measure, threads
 
-FEATURES, ROWS, LAYERS = 64, 1024, 8
+FEATURES, LAYERS = 64, 8
 IMAGE = (12, 16, 16)
 HALF = FEATURES // 2
+ROWS = 1024  # of the figures
 
 
 class Stored(nn.Module):
     """A conditioner that costs a copy."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, rows: int, outputs: int) -> None:
         super().__init__()
-        self.made = nn.Parameter(0.3 * torch.randn(ROWS, outputs))
+        self.made = nn.Parameter(0.3 * torch.randn(rows, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.made.clone()
@@ -58,9 +59,9 @@ class Conditioner(nn.Sequential):
         return super().forward(x)
 
 
-def conditioner(hidden: int, inputs: int, outputs: int) -> nn.Module:
+def conditioner(hidden: int, rows: int, inputs: int, outputs: int) -> nn.Module:
     if hidden == 0:
-        return Conditioner(Stored(outputs))
+        return Conditioner(Stored(rows, outputs))
     return Conditioner(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
                        nn.Linear(hidden, outputs))
 
@@ -76,25 +77,27 @@ class Subject(NamedTuple):
     make: Callable[[], nn.Module]
     encode: Callable[[nn.Module, Tensor], tuple]
     decode: Callable[[nn.Module, Tensor], tuple]
-    shape: tuple[int, ...] = (ROWS, FEATURES)
+    shape: tuple[int, ...]
 
 
 _nflows = partial(Subject, encode=lambda m, x: m(x), decode=lambda m, z: m.inverse(z))
-_normflows = partial(Subject, encode=lambda m, x: m.inverse_and_log_det(x), decode=lambda m, z: m.forward_and_log_det(z))
+_normflows = partial(Subject, encode=lambda m, x: m.inverse_and_log_det(x),
+                     decode=lambda m, z: m.forward_and_log_det(z))
 _freia = partial(Subject, encode=lambda m, x: m(x), decode=lambda m, z: m(z, rev=True))
 _zuko = partial(Subject, encode=lambda m, x: m.transform().call_and_ladj(x),
                 decode=lambda m, z: m.transform().inv.call_and_ladj(z))
 
 
 def nflows_couplings(net: Callable) -> nn.Module:
-    return nflows.transforms.CompositeTransform([
-        nflows.transforms.AffineCouplingTransform((torch.arange(FEATURES) + layer) % 2, net) for layer in range(LAYERS)])
+    transforms = nflows.transforms
+    return transforms.CompositeTransform([
+        transforms.AffineCouplingTransform((torch.arange(FEATURES) + layer) % 2, net) for layer in range(LAYERS)])
 
 
 def normflows_couplings(net: Callable, scale_map: str) -> nn.Module:
     return normflows.NormalizingFlow(None, [
-        normflows.flows.AffineCouplingBlock(net(HALF, FEATURES), scale_map=scale_map,
-                                            split_mode=("channel", "channel_inv")[layer % 2]) for layer in range(LAYERS)])
+        normflows.flows.AffineCouplingBlock(net(HALF, FEATURES), scale_map=scale_map, split_mode=split_mode)
+        for split_mode in ("channel", "channel_inv") * (LAYERS // 2)])
 
 
 def normflows_masked(net: Callable) -> nn.Module:
@@ -110,24 +113,25 @@ def freia_blocks(net: Callable, block: type, count: int) -> nn.Module:
     return inn
 
 
-def zuko_couplings(hidden: int) -> nn.Module:
+def zuko_couplings(hidden: int, rows: int) -> nn.Module:
     flow = zuko.flows.RealNVP(FEATURES, transforms=LAYERS, hidden_features=(hidden or 1,) * 2)
     for layer in flow.transform.transforms if hidden == 0 else ():
-        layer.hyper = Stored(FEATURES)
+        layer.hyper = Stored(rows, FEATURES)
     return flow
 
 
-def couplings(hidden: int) -> dict[str, Subject]:
-    net, blocks = partial(conditioner, hidden), FrEIA.modules
+def couplings(hidden: int, rows: int = ROWS) -> dict[str, Subject]:
+    net, blocks = partial(conditioner, hidden, rows), FrEIA.modules
+    shape = (rows, FEATURES)
     found = {
-        "nflows": _nflows(partial(nflows_couplings, net)),
-        "normflows exp": _normflows(partial(normflows_couplings, net, "exp")),
-        "normflows sigmoid": _normflows(partial(normflows_couplings, net, "sigmoid")),
-        "normflows masked": _normflows(partial(normflows_masked, net)),
-        "FrEIA GLOW": _freia(partial(freia_blocks, net, blocks.GLOWCouplingBlock, LAYERS // 2)),
-        "FrEIA RNVP": _freia(partial(freia_blocks, net, blocks.RNVPCouplingBlock, LAYERS // 2)),
-        "FrEIA AllInOne": _freia(partial(freia_blocks, net, blocks.AllInOneBlock, LAYERS)),
-        "zuko": _zuko(partial(zuko_couplings, hidden)),
+        "nflows": _nflows(partial(nflows_couplings, net), shape=shape),
+        "normflows exp": _normflows(partial(normflows_couplings, net, "exp"), shape=shape),
+        "normflows sigmoid": _normflows(partial(normflows_couplings, net, "sigmoid"), shape=shape),
+        "normflows masked": _normflows(partial(normflows_masked, net), shape=shape),
+        "FrEIA GLOW": _freia(partial(freia_blocks, net, blocks.GLOWCouplingBlock, LAYERS // 2), shape=shape),
+        "FrEIA RNVP": _freia(partial(freia_blocks, net, blocks.RNVPCouplingBlock, LAYERS // 2), shape=shape),
+        "FrEIA AllInOne": _freia(partial(freia_blocks, net, blocks.AllInOneBlock, LAYERS), shape=shape),
+        "zuko": _zuko(partial(zuko_couplings, hidden, rows), shape=shape),
     }
     return {f"{name} H={hidden}": subject for name, subject in found.items()}
 
@@ -154,19 +158,19 @@ def zuko_linear() -> nn.Module:
                           zuko.lazy.UnconditionalDistribution(torch.distributions.Normal, 0.0, 1.0))
 
 
-def hot_spots() -> dict[str, Subject]:
-    images, t = (64, *IMAGE), nflows.transforms
-    hidden = {"hidden_features": (HALF, HALF)}
+def hot_spots(rows: int = ROWS) -> dict[str, Subject]:
+    images, batch, large, t = (64, *IMAGE), (rows, FEATURES), (4 * rows, FEATURES), nflows.transforms
     return {
         "nflows Glow": _nflows(glow_nflows, shape=images),
         "normflows Glow": _normflows(glow_normflows, shape=images),
         "FrEIA Glow": _freia(glow_freia, shape=images),
-        "nflows LU": _nflows(lambda: t.LULinear(FEATURES, identity_init=False), shape=(4096, FEATURES)),
-        "zuko LU": _zuko(zuko_linear, shape=(4096, FEATURES)),
-        "nflows MAF": _nflows(lambda: t.MaskedAffineAutoregressiveTransform(FEATURES, FEATURES)),
+        "nflows LU": _nflows(lambda: t.LULinear(FEATURES, identity_init=False), shape=large),
+        "zuko LU": _zuko(zuko_linear, shape=large),
+        "nflows MAF": _nflows(lambda: t.MaskedAffineAutoregressiveTransform(FEATURES, FEATURES), shape=batch),
         "normflows MAF": _normflows(lambda: normflows.NormalizingFlow(None, [  # whose own density is the slow way
-            normflows.flows.MaskedAffineAutoregressive(FEATURES, FEATURES)])),
-        "zuko MAF": _zuko(lambda: zuko.flows.MAF(FEATURES, transforms=1, **hidden)),
+            normflows.flows.MaskedAffineAutoregressive(FEATURES, FEATURES)]), shape=batch),
+        "zuko MAF": _zuko(lambda: zuko.flows.MAF(FEATURES, transforms=1, hidden_features=(FEATURES, FEATURES)),
+                          shape=batch),
     }
 
 
@@ -193,12 +197,11 @@ def perturbed(model: nn.Module) -> nn.Module:
 
 
 def step(run: Callable, model: nn.Module, x: Tensor) -> tuple:
-    """Gradients of a density, or of anything that reads all that `run` gives, for every parameter."""
+    """Gradients of -log p under a standard normal base, of the mean over rows, for every parameter."""
     z, log_det = run(model, x)
     z = z[0] if isinstance(z, tuple | list) else z
-    loss = 0.5 * z.square().sum() - torch.as_tensor(log_det).sum() * (len(x) if torch.as_tensor(log_det).dim() == 0 else 1)
-    return torch.autograd.grad(loss / len(x), [each for each in model.parameters() if each.requires_grad],
-                               allow_unused=True)
+    loss = 0.5 * z.square().sum() / len(x) - torch.as_tensor(log_det).mean()
+    return torch.autograd.grad(loss, [each for each in model.parameters() if each.requires_grad], allow_unused=True)
 
 
 def without_gradients(run: Callable, model: nn.Module, x: Tensor) -> tuple:
@@ -216,15 +219,20 @@ def difference(subject: Subject, models: dict[str, nn.Module], x: Tensor) -> flo
                for one, other in zip(*found, strict=True))
 
 
-def measured(name: str, subject: Subject, seconds: float, device: str) -> dict:
-    """{part: {"eager" or "fused": {quantity: number}}, "difference", "disturbed"}."""
+def started(subject: Subject, device: str = "cpu") -> tuple[dict[str, nn.Module], Tensor]:
+    """The model as it is and fused, which have seen a batch, and x."""
     torch.manual_seed(0)
     x = torch.randn(*subject.shape, device=device)
     eager = perturbed(subject.make()).to(device)
     without_gradients(subject.encode, eager, x)  # data-dependent layers start
-    models = {"eager": eager, "fused": fastflow.fuse(deepcopy(eager))}
+    return {"eager": eager, "fused": fastflow.fuse(deepcopy(eager))}, x
+
+
+def measured(name: str, subject: Subject, seconds: float, device: str) -> dict:
+    """{part: {"eager" or "fused": {quantity: number}}, "difference", "disturbed"}."""
+    models, x = started(subject, device)
     found: dict = {"difference": difference(subject, models, x), "disturbed": ""}
-    gradients = sum(each.nbytes for each in eager.parameters() if each.requires_grad)
+    gradients = sum(each.nbytes for each in models["eager"].parameters() if each.requires_grad)
     runs = {"training": subject.encode}
     if name == "zuko LU":
         runs["inverse training"] = subject.decode
@@ -246,7 +254,7 @@ def lines(name: str, found: dict) -> Iterator[str]:
         if part not in found:
             continue
         eager, fused = (found[part][who] for who in ("eager", "fused"))
-        ratio, wanted = eager["seconds"] / fused["seconds"], bound(name, part)
+        ratio, wanted = round(eager["seconds"] / fused["seconds"], 2), bound(name, part)
         memory = f"  live {eager['live MB']:6.1f} -> {fused['live MB']:6.1f} MB" if "live MB" in eager else ""
         verdict = f"  >= {wanted:g} {'reached' if ratio >= wanted else 'missed'}" if wanted else ""
         yield (f"{name:22s} {part:17s} {1e3 * eager['seconds']:8.2f} -> {1e3 * fused['seconds']:8.2f} ms "
@@ -258,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="", help="only those whose name has this, like 'zuko' or 'H=32'")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"B (default {ROWS}, of the figures)")
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 32, 0], help="H (default 128 32 0)")
     parser.add_argument("--threads", type=int, nargs="+", default=default_threads(), help="of the CPU (default 1 2)")
     parser.add_argument("--seconds", type=float, default=3, help="spent on each part of a model (default 3)")
@@ -268,8 +277,8 @@ def main() -> None:
     if not cuda:
         malloc.ensure_tuned()
     commit = record.commit(options.commit) if options.json else None
-    subjects = {name: subject for hidden in options.hidden for name, subject in couplings(hidden).items()} | hot_spots()
-    subjects = {name: subject for name, subject in subjects.items() if options.model in name}
+    found = {name: subject for hidden in options.hidden for name, subject in couplings(hidden, options.rows).items()}
+    subjects = {name: subject for name, subject in (found | hot_spots(options.rows)).items() if options.model in name}
     if not subjects:
         parser.error(f"--model {options.model!r} is in no name, expected part of one like 'nflows H=32' or 'zuko LU'")
     results = []
@@ -279,7 +288,7 @@ def main() -> None:
             for name, subject in subjects.items():
                 found = measured(name, subject, options.seconds, options.device)
                 print("\n".join(lines(name, found)), flush=True)
-                results.append({"model": name, "threads": count, **found})
+                results.append({"model": name, "rows": options.rows, "threads": count, **found})
     if options.json:
         options.json.write_text(json.dumps({
             "device": record.describe_device(options.device), "versions": record.versions(), "commit": commit,

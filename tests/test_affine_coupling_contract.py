@@ -82,6 +82,23 @@ def test_one_graph_serves_every_batch_size():
     assert compilations[0] == compilations[2]
 
 
+def test_two_calls_by_one_map_compile_with_symbolic_sizes():
+    torch.compiler.reset()
+    scale_map, linear = ScaleMap("sigmoid", bias=2.0, eps=1e-3), torch.nn.Linear(3, 3)
+
+    def two(x):
+        for _ in range(2):
+            x, log_det = affine_coupling(x, linear(x[:, :3]), x[:, :3], scale_map=scale_map, active=slice(3, None))
+        return x, log_det
+
+    compiled = torch.compile(two, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (4, 9):
+        x = torch.randn(rows, 6)
+        for one, other in zip(compiled(x), two(x), strict=True):
+            torch.testing.assert_close(one, other)
+        compiled(x)[1].sum().backward()
+
+
 def test_forcing_a_backend_changes_the_compiled_graph():
     torch.compiler.reset()
     targets = []

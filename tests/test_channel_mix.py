@@ -38,7 +38,7 @@ def test_opcheck(shape, first, split, squeezing):
     x, channels = torch.randn(shape), 32 if squeezing > 0 else 8
     parts = (x[:, :first], x[:, first:]) if first else (x, None)
     vectors = [torch.randn(size) for size in (channels, channels, (), shape[0])]
-    arguments = (*parts, torch.randn(channels, channels), *vectors, split, squeezing)
+    arguments = (*parts, torch.randn(channels, channels).T, *vectors, split, squeezing)
     torch.library.opcheck(torch.ops.fastflow.channel_mix.default, arguments)
     z, rest, _ = torch.ops.fastflow.channel_mix(*arguments)
     torch.library.opcheck(torch.ops.fastflow.channel_mix_backward.default,

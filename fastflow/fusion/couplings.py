@@ -45,10 +45,6 @@ def _reordered(x: Tensor, there: Tensor | None, back: Tensor | None) -> Tensor:
     return x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
 
 
-def fork(x: Tensor, passive: slice, alone: bool = True) -> tuple[Tensor, Tensor]:
-    return x, x[:, passive]
-
-
 def conditioned(conditioner: nn.Module, given: Tensor, *context: Tensor | None) -> Tensor:
     """What the conditioner makes of passive channels, which are a view of the layer's input.
 

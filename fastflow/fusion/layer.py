@@ -78,6 +78,7 @@ def keep(layer: nn.Module, name: str, value: object) -> None:
     """
     name = _PREFIX + name
     if isinstance(value, Tensor):
+        layer.__dict__.pop(name, None)
         layer.register_buffer(name, value, persistent=False)
     else:
         layer._buffers.pop(name, None)
@@ -140,7 +141,7 @@ def digest(cls: type, methods: tuple[str, ...]) -> str:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         except (OSError, TypeError, SyntaxError):
             return ""
-        body = tree.body[0].body
+        body = getattr(tree.body[0], "body", [])  # an assigned lambda has none
         if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body.pop(0)
         parts.append(ast.unparse(tree))

@@ -107,15 +107,21 @@ def _check_fused(name: str, layer: nn.Module) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer of a flow in the model, outermost first, without what a fused layer does itself."""
-    done: tuple[str, ...] = ()
+    """Every layer of a flow in the model, outermost first, without the parts whose work a fused layer does itself."""
+    replaced: set[str] = set()
     for name, layer in module.named_modules():
-        if name and name.startswith(done):
+        if name in replaced:
             continue
-        if is_fused(layer) or any(each.name == type(layer).__name__ for each in LAYERS) or _library(layer):
+        if is_fused(layer) or _namesakes(type(layer)) or _library(layer):
             yield name, layer
         if is_fused(layer):
-            done = (*done, *(f"{name}.{part}" if name else part for part in arithmetic_of(layer).replaces))
+            replaced |= {f"{name}.{part}" if name else part for part in arithmetic_of(layer).replaces}
+
+
+def _namesakes(cls: type) -> list[Layer]:
+    """The known kinds of layer of the class's name, without those of other libraries than the class's own."""
+    home = cls.__module__.partition(".")[0]
+    return [each for each in LAYERS if each.name == cls.__name__ and (home not in TESTED or home == each.library)]
 
 
 def _library(layer: nn.Module) -> str:
@@ -131,10 +137,9 @@ def _library(layer: nn.Module) -> str:
 
 def _recognised(layer: nn.Module) -> tuple[Layer | None, str]:
     """(what it is, "") or (None, why it cannot be fused)."""
-    named = [each for each in LAYERS if each.name == type(layer).__name__]
+    named = _namesakes(type(layer))
     if not named:
-        bases = {cls.__name__ for cls in type(layer).__mro__}
-        of = next((each.name for each in LAYERS if each.name in bases), "")
+        of = next((cls.__name__ for cls in type(layer).__mro__ if _namesakes(cls)), "")
         return None, f"it is a subclass of {of}" if of else "fastflow has no kernel for it"
     _warn_of_untested(named[0].library, type(layer).__module__)
     known = [each for each in named if digest(type(layer), each.methods) in each.digests]

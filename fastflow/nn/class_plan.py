@@ -24,6 +24,7 @@ from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.class_walk import Coupling, Plan, Segment
 from fastflow.ops.factor_out import factored_channels
 from fastflow.ops.residual_coupling import MOST_FEATURES_CUDA
+from fastflow.ops.scale_map import settings_of
 
 
 def obstacle(layers: Iterable[nn.Module], shape: Sequence[int], contexts: Tensor) -> str:
@@ -96,7 +97,7 @@ class _Piece:
             table = F.linear(contexts, net.input.weight[:, passive:], net.input.bias)
         weights = [net.input.weight[:, :passive], *_inner(net), net.norm.shift, net.norm.log_scale.exp(),
                    net.output.weight, net.output.bias]
-        settings = (scale_map.index, scale_map.bias, scale_map.eps, scale_map.clamp, scale_map.shift_first)
+        settings = settings_of(scale_map)
         self.boundary = boundary
         self.couplings.append(Coupling(layer.split.active == "first", len(weights), settings))
         self.operands += [table, *weights]

@@ -25,7 +25,7 @@ from fastflow.ops._checks import (
 )
 from fastflow.ops._define import Op, under_transform
 from fastflow.ops.packing import PACKINGS, empty_packed, pack, unpack
-from fastflow.ops.scale_map import ScaleMap, log_scale_slope, scale_of
+from fastflow.ops.scale_map import ScaleMap, log_scale_slope, scale_of, settings_of
 
 
 def _select(x: Tensor, start: int, step: int, count: int) -> Tensor:
@@ -289,8 +289,7 @@ def _check(op, x, scale_map, active, mask, log_det, inverse,
     gain = scale_map.gain
     if gain is not None:
         gain = _full_gain(op, x, gain, each[1])
-    settings = (start, step, scale_map.index, scale_map.bias, scale_map.eps, scale_map.clamp, scale_map.shift_first,
-                inverse)
+    settings = (start, step, *settings_of(scale_map), inverse)
     return each, gain, mask, settings
 
 

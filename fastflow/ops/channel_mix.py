@@ -115,7 +115,7 @@ def _fake(x, rest, matrix, center, shift, own, log_det, split, squeezing):
 
 
 def _backward_fake(grad_z, grad_rest, x, rest, matrix, center, squeezing):
-    return *empty_grads(x, rest, squeezing), torch.empty_like(matrix), matrix.new_empty(matrix.shape[0])
+    return *empty_grads(x, rest, squeezing), matrix.new_empty(matrix.shape), matrix.new_empty(matrix.shape[0])
 
 
 _forward = Op(

@@ -57,6 +57,21 @@ class ScaleMap:
         if self.gain is not None and self.kind != "tanh":
             raise ValueError(f"ScaleMap: gain has no meaning for kind {self.kind!r}, leave it at None")
         object.__setattr__(self, "index", KINDS.index(self.kind))
+        settings = self.index, float(self.bias), float(self.eps), float(self.clamp), bool(self.shift_first)
+        object.__setattr__(self, "settings", settings)
+        object.__setattr__(self, "key", " ".join(map(repr, settings)))
+
+
+def settings_of(scale_map: ScaleMap) -> tuple[int, float, float, float, bool]:
+    """(kind, bias, eps, clamp, shift_first), as the schemas have them.
+
+    Under `torch.compile(dynamic=True)` floats of an object would be variables of the graph, which Dynamo loses between
+    two calls. A string is a constant that it guards.
+    """
+    if not torch.compiler.is_compiling():
+        return scale_map.settings
+    kind, bias, eps, clamp, shift_first = scale_map.key.split()
+    return int(kind), float(bias), float(eps), float(clamp), shift_first == "True"
 
 
 def _per_channel(gain: Tensor, like: Tensor) -> Tensor:

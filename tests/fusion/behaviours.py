@@ -6,6 +6,7 @@ A promise is tested on the original and on the fused model. What the original ke
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -22,19 +23,22 @@ REPAIRED = {
     "double_sampling": ("nflows RealNVP", "nflows conditional RealNVP", "nflows MAF", "nflows Glow"),
     "autocast_log_det": ("FrEIA GLOW", "FrEIA AllInOne", "zuko RealNVP"),
     "decodes_what_it_encoded": ("nflows linear",),
+    "is_exported_for_any_batch": tuple(f"normflows {each}" for each in (
+        "RealNVP", "RealNVP sigmoid", "NICE", "masked", "MAF", "linear", "mixture base", "checkerboard", "Glow")),
 }
 COMPILED = {  # those whose compiled graph is whole only when they are fused
-    "compiles_density": ("nflows conditional RealNVP", "normflows RealNVP", "zuko RealNVP", "zuko conditional RealNVP",
-                         "zuko NICE"),
-    "compiles_inverse": ("nflows conditional RealNVP", "normflows RealNVP", "zuko RealNVP"),
+    "compiles_density": ("nflows conditional RealNVP", "nflows Glow", "normflows RealNVP", "zuko RealNVP",
+                         "zuko conditional RealNVP", "zuko NICE"),
+    "compiles_inverse": ("nflows MAF", "nflows Glow", "normflows RealNVP", "zuko RealNVP"),
 }
 
 
 def started(model: Model, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A model whose data-dependent layers have seen a batch, perturbed."""
     torch.manual_seed(seed)
-    module = model.make().to(dtype).train()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = model.make().to(dtype).train()
         model.log_prob(module, *(each.to(dtype) for each in model.data(16)))
     return perturbed(module).to(dtype)
 
@@ -187,19 +191,26 @@ def calls_hooks(model: Model, module: nn.Module) -> None:
     assert calls or not any(isinstance(each, nn.Linear | nn.Conv2d) for each in module.modules())
 
 
+class Density(nn.Module):
+    def __init__(self, model: Model, module: nn.Module) -> None:
+        super().__init__()
+        self.model, self.flow = model, module
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.model.log_prob(self.flow, *given)
+
+
 def is_traced(model: Model, module: nn.Module) -> None:
     given = data(model, module.eval())
-
-    class Density(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.flow = module
-
-        def forward(self, *given: Tensor) -> Tensor:
-            return model.log_prob(self.flow, *given)
-
-    traced = torch.jit.trace(Density(), given, check_trace=False)
+    traced = torch.jit.trace(Density(model, module), given, check_trace=False)
     close(traced(*given), model.log_prob(module, *given))
+
+
+def is_exported_for_any_batch(model: Model, module: nn.Module) -> None:
+    given, others = data(model, module.eval()), data(model, module, ROWS + 3)
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(Density(model, module), given, dynamic_shapes=((batch,) * len(given),), strict=False)
+    close(program.module()(*others), model.log_prob(module, *others), 3)
 
 
 def compiles_density(model: Model, module: nn.Module) -> None:
@@ -230,4 +241,4 @@ Behaviour = Callable[[Model, nn.Module], None]
 BEHAVIOURS: tuple[Behaviour, ...] = (
     trains, decodes_what_it_encoded, log_det_is_the_jacobian, reads_any_strides, empty_batch, single_row, samples,
     double_sampling, double_training, autocast_log_det, vectorises, differentiates_forward, differentiates_twice,
-    checkpoints, restores_its_state, copies_after_backward, calls_hooks, is_traced)
+    checkpoints, restores_its_state, copies_after_backward, calls_hooks, is_traced, is_exported_for_any_batch)

@@ -115,8 +115,12 @@ def _nflows_models() -> list[Model]:
 
 
 def _normflows(name: str, make: Callable[[], nn.Module], **options: object) -> Model:
+    def decode(m: nn.Module, z: Tensor, *c: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_det = m.forward_and_log_det(z, *c)
+        return x, log_det.detach().float()  # normflows sums it in float32, its gradient too, in float64 models
+
     return Model(f"normflows {name}", make, lambda m, x, *c: m.log_prob(x, *c),
-                 lambda m, x, *c: m.inverse_and_log_det(x, *c), lambda m, z, *c: m.forward_and_log_det(z, *c),
+                 lambda m, x, *c: m.inverse_and_log_det(x, *c), decode,
                  lambda m, count, *c: m.sample(count, *c), **options)
 
 

@@ -1,31 +1,31 @@
 """normflows: affine and additive couplings.
 
+    exp           z e^a + t                      inverse  (z - t) e^-a
+    sigmoid       z / sigmoid(a + 2) + t                  (z - t) sigmoid(a + 2)
+    sigmoid_inv   z sigmoid(a + 2) + t                    (z - t) / sigmoid(a + 2)
+    no scale      z + t                                   z - t
+
 `forward` samples (latent to data), `inverse` is the density direction. Parameters are interleaved t a t a.
 """
 
+import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.couplings import conditioned, fork
-from fastflow.fusion.layer import Arithmetic, Layer, digest
-from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
+from fastflow.fusion.couplings import conditioned
+from fastflow.fusion.layer import Arithmetic, Layer, digest, is_hooked
+from fastflow.fusion.normflows.reshape import (
+    CHECKERBOARDS,
+    MERGE_DIGESTS,
+    MODES,
+    SPLIT_DIGESTS,
+    by_colour,
+    from_colours,
+)
+from fastflow.ops.affine_coupling import affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
-_ADDITIVE = ScaleMap("additive")
 _MAPS = {"exp": ScaleMap("exp"), "sigmoid": ScaleMap("inverse_sigmoid", bias=2.0),
          "sigmoid_inv": ScaleMap("sigmoid", bias=2.0)}
-
-
-def couple(layer: nn.Module, z: Tensor, made: Tensor, active: slice | None, inverse: bool) -> tuple[Tensor, Tensor]:
-    """(z, log_det) of an `AffineCoupling` whose conditioner made the parameters; `inverse`: the density direction.
-
-        exp           z e^a + t                      inverse  (z - t) e^-a
-        sigmoid       z / sigmoid(a + 2) + t                  (z - t) sigmoid(a + 2)
-        sigmoid_inv   z sigmoid(a + 2) + t                    (z - t) / sigmoid(a + 2)
-    """
-    if not layer.scale:
-        return affine_coupling(z, None, made, scale_map=_ADDITIVE, active=active, inverse=inverse)
-    return affine_coupling_packed(z, made, packing="shift_scale_interleaved", scale_map=_MAPS[layer.scale_map],
-                                  active=active, inverse=inverse)
 
 
 class Coupling(Arithmetic):
@@ -39,14 +39,16 @@ class Coupling(Arithmetic):
 
     def _fused(self, z: list[Tensor], inverse: bool) -> tuple[list[Tensor], Tensor]:
         passive, active = z
-        active, log_det = couple(self, active, self.param_map(passive), None, inverse)
+        if not self.scale:
+            return super().inverse(z) if inverse else super().forward(z)
+        active, log_det = _scaled(self, active, self.param_map(passive), None, inverse)
         return [passive, active], log_det
 
 
 class CouplingBlock(Arithmetic):
     """AffineCouplingBlock: Split, AffineCoupling and Merge in one pass."""
 
-    replaces = ("flows.0", "flows.1", "flows.2")
+    replaces = ("flows.0", "flows.2")
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._fused(z, inverse=False)
@@ -56,16 +58,46 @@ class CouplingBlock(Arithmetic):
 
     def _fused(self, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         split, coupling, _ = self.flows
-        first = (z.shape[1] + 1) // 2
-        halves = slice(0, first), slice(first, z.shape[1])
-        passive, active = halves if split.mode == "channel" else halves[::-1]
-        z, given = fork(z, passive, alone=coupling.scale)
-        return couple(coupling, z, conditioned(coupling.param_map, given), active, inverse)
+        couple = _scaled_half if coupling.scale else _shifted_half
+        if split.mode not in CHECKERBOARDS:
+            return couple(coupling, z, split.mode == "channel_inv", inverse)
+        z, log_det = couple(coupling, by_colour(z, split.mode), False, inverse, apart=True)
+        return from_colours(z, split.mode), log_det
+
+
+def _scaled_half(coupling: nn.Module, z: Tensor, first_moves: bool, inverse: bool, apart: bool = False,
+                 ) -> tuple[Tensor, Tensor]:
+    """z with half of its channels coupled to the others; `apart`: these go to the conditioner contiguous."""
+    first = (z.shape[1] + 1) // 2
+    passive, active = slice(0, first), slice(first, z.shape[1])
+    if first_moves:
+        passive, active = active, passive
+    given = z[:, passive]
+    made = conditioned(coupling.param_map, given.contiguous() if apart else given)
+    return _scaled(coupling, z, made, active, inverse)
+
+
+def _scaled(coupling: nn.Module, z: Tensor, made: Tensor, active: slice | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    shape = z.shape
+    if len(shape) > 5:  # more than the kernels know
+        z, made = z.flatten(2), made.flatten(2)
+    z, log_det = affine_coupling_packed(z, made, packing="shift_scale_interleaved",
+                                        scale_map=_MAPS[coupling.scale_map], active=active, inverse=inverse)
+    return z if len(shape) <= 5 else z.view(shape), log_det
+
+
+def _shifted_half(coupling: nn.Module, z: Tensor, first_moves: bool, inverse: bool, apart: bool = False,
+                  ) -> tuple[Tensor, Tensor]:
+    """`_scaled_half` without a scale. An addition needs no kernel: PyTorch's own gradients are views."""
+    passive, active = z.chunk(2, 1)[::-1] if first_moves else z.chunk(2, 1)
+    passive = passive.contiguous() if apart else passive
+    made = coupling.param_map(passive)
+    active = active - made if inverse else active + made
+    return torch.cat([active, passive] if first_moves else [passive, active], 1), z.new_zeros(z.shape[0])
 
 
 _CODE = ("forward", "inverse")
 _COUPLING_DIGESTS = ("aec3390d74be",)
-_SPLIT_DIGESTS = ("3fe42c9c461e", "d1f798b2bb88")
 
 
 def _of_coupling(layer: nn.Module) -> str:
@@ -75,20 +107,21 @@ def _of_coupling(layer: nn.Module) -> str:
 
 
 def _of_block(layer: nn.Module) -> str:
-    parts = list(layer.flows)
+    parts, known = list(layer.flows), (SPLIT_DIGESTS, _COUPLING_DIGESTS, MERGE_DIGESTS)
     names = [type(each).__name__ for each in parts]
     if names != ["Split", "AffineCoupling", "Merge"]:
         return f"its flows are {', '.join(names)}, expected Split, AffineCoupling, Merge"
-    if digest(type(parts[1]), _CODE) not in _COUPLING_DIGESTS or not all(
-            digest(type(part), _CODE) in _SPLIT_DIGESTS for part in (parts[0], parts[2])):
+    if any(digest(type(part), _CODE) not in digests for part, digests in zip(parts, known, strict=True)):
         return "the code of its parts is not that of a known normflows release"
-    if parts[0].mode not in ("channel", "channel_inv") or parts[2].mode != parts[0].mode:
-        return f"it splits by {parts[0].mode}, and only its coupling is fused"
+    if parts[0].mode not in MODES or parts[2].mode != parts[0].mode:
+        return f"it splits by {parts[0].mode} and merges by {parts[2].mode}"
+    if is_hooked(parts[1]) or "forward" in vars(parts[1]):  # `replaces` would leave out its conditioner's layers too
+        return "flows.1 has a hook or a forward of its own, which would not be called"
     return _of_coupling(parts[1])
 
 
 LAYERS = (
     Layer("normflows", "AffineCouplingBlock", CouplingBlock, _CODE, ("929c47350176",), _of_block,
-          "every scale map; split_mode channel and channel_inv as a whole, checkerboard its coupling"),
+          "every scale map and split_mode"),
     Layer("normflows", "AffineCoupling", Coupling, _CODE, _COUPLING_DIGESTS, _of_coupling, "every scale map"),
 )

@@ -1,147 +1,125 @@
 """zuko: affine and additive couplings.
 
-A lazy layer builds a functional transform in each call; a fused one builds a subclass of the same functional transform.
 Parameters are interleaved t a t a; log s = a / (1 + |a / ln slope|).
 """
 
-import inspect
 import math
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from fastflow.fusion.couplings import conditioned, fork, gathered, keep_split, scattered
-from fastflow.fusion.layer import Arithmetic, Layer, digest, keep, original_class
+from fastflow.fusion.couplings import conditioned, gathered, keep_split, scattered
+from fastflow.fusion.layer import Arithmetic, Layer, keep, original_class
+from fastflow.fusion.zuko.functional import (
+    TRANSFORM_CODE,
+    Bijection,
+    check_features,
+    functional,
+    in_rows,
+    is_known,
+    out_of_rows,
+)
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
 
 _ADDITIVE = ScaleMap("additive")
 
 
-class Coupling(Arithmetic):
+class LazyCoupling(Arithmetic):
     """GeneralCouplingTransform with MonotonicAffineTransform or AdditiveTransform; the True of its mask stay."""
 
     def prepare(self) -> None:
-        keep(self, "map", _scale_map(self.univariate))
+        keep(self, "functional", functional(Coupling, _functional_class(self)))
+        keep(self, "map", scale_map(self.univariate))
         keep_split(self, *(part.nonzero()[:, 0].tolist() for part in (self.mask, ~self.mask)))
 
     def forward(self, c: Tensor | None = None) -> Transform:
-        return _fused_transform(original_class(self).forward.__globals__["CouplingTransform"])(self, c)
+        return self._fused_functional(self, c)
 
 
-@cache
-def _fused_transform(base: type[Transform]) -> type[Transform]:
-    class CouplingTransform(base):
-        def __init__(self, layer: nn.Module, context: Tensor | None) -> None:
-            Transform.__init__(self)
-            self.layer, self.context, self.meta = layer, context, partial(layer.meta, context)
+class Coupling(Bijection):
+    """CouplingTransform of a fused layer, which knows the indices that the original looks for in each call."""
 
-        @property
-        def idx_a(self) -> Tensor:
-            return self.layer.mask.nonzero()[:, 0]
-
-        @property
-        def idx_b(self) -> Tensor:
-            return (~self.layer.mask).nonzero()[:, 0]
-
-        @property
-        def inv(self) -> Transform:
-            return _Inverse(self)
-
-        def _call(self, x: Tensor) -> Tensor:
-            return self.couple(x, inverse=False)[0]
-
-        def _inverse(self, y: Tensor) -> Tensor:
-            return self.couple(y, inverse=True)[0]
-
-        def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.couple(x, inverse=False)
-
-        def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.call_and_ladj(x)[1]
-
-        def couple(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-            """x [..., features], the context's leading dims broadcast against its own."""
-            layer = self.layer
-            if self.context is not None:
-                leading = torch.broadcast_shapes(x.shape[:-1], self.context.shape[:-1])
-                x = x.expand(*leading, x.shape[-1])
-            rows = x.reshape(-1, x.shape[-1])
-            context = None if self.context is None else self.context.expand(*leading, -1).reshape(len(rows), -1)
-            passive, active = layer._fused_split
-            rows, given = fork(gathered(layer, rows), passive, alone=layer._fused_map.kind != "additive")
-            if context is not None:
-                given = torch.cat([given, context], 1)
-            z, log_det = _couple(rows, conditioned(layer.hyper, given), layer._fused_map, active, inverse)
-            z = scattered(layer, z)
-            return z.view(x.shape), log_det.view(x.shape[:-1])
-
-    return CouplingTransform
-
-
-class _Inverse(Transform):
-    """Both the point and its log-determinant from one evaluation of the conditioner."""
-
-    bijective = True
-
-    def __init__(self, forward: Transform) -> None:
-        super().__init__()
-        self.forward = forward
-        self.domain, self.codomain = forward.codomain, forward.domain
+    def __init__(self, layer: LazyCoupling, context: Tensor | None) -> None:
+        Transform.__init__(self)
+        self.layer, self.context = layer, context
 
     @property
-    def inv(self) -> Transform:
-        return self.forward
+    def meta(self) -> partial:
+        return partial(self.layer.meta, self.context)
 
-    def _call(self, y: Tensor) -> Tensor:
-        return self.forward.couple(y, inverse=True)[0]
+    @property
+    def idx_a(self) -> Tensor:
+        return self.layer.mask.nonzero()[:, 0]
 
-    def _inverse(self, x: Tensor) -> Tensor:
-        return self.forward.couple(x, inverse=False)[0]
+    @property
+    def idx_b(self) -> Tensor:
+        return (~self.layer.mask).nonzero()[:, 0]
 
-    def call_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward.couple(y, inverse=True)
+    def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """(z [..., features], log_det [...]) of x; leading dims of x and the context are broadcast."""
+        layer, context, leading = self.layer, self.context, x.shape[:-1]
+        check_features("GeneralCouplingTransform", x, layer.mask.shape[0])
+        if context is not None:
+            leading = torch.broadcast_shapes(leading, context.shape[:-1])
+        passive, active = layer._fused_split
+        x = gathered(layer, in_rows(x, leading))
+        given = x[:, passive]
+        if len(leading) != 1:
+            given = given.view(*leading, given.shape[1])
+        if context is not None:
+            given = torch.cat([given, context.expand(*leading, context.shape[-1])], -1)
+        made = in_rows(conditioned(layer.hyper, given), leading)
+        z, log_det = _couple(x, made, layer._fused_map, active, inverse)
+        return out_of_rows(scattered(layer, z), log_det, leading)
 
-    def log_abs_det_jacobian(self, y: Tensor, x: Tensor) -> Tensor:
-        return self.call_and_ladj(y)[1]
 
-
-def _couple(x: Tensor, made: Tensor, scale_map: ScaleMap, active: slice | None, inverse: bool) -> tuple[Tensor, Tensor]:
-    if scale_map.kind == "additive":
-        return affine_coupling(x, None, made, scale_map=scale_map, active=active, inverse=inverse)
-    return affine_coupling_packed(x, made, packing="shift_scale_interleaved", scale_map=scale_map, active=active,
+def _couple(x: Tensor, made: Tensor, given: ScaleMap, active: slice, inverse: bool) -> tuple[Tensor, Tensor]:
+    if given.kind == "additive":
+        return affine_coupling(x, None, made, scale_map=given, active=active, inverse=inverse)
+    return affine_coupling_packed(x, made, packing="shift_scale_interleaved", scale_map=given, active=active,
                                   inverse=inverse)
 
 
-_AFFINE_CODE, _AFFINE_DIGESTS = ("__init__", "_call", "_inverse", "log_abs_det_jacobian"), ("f52f06531706",)
-_ADDITIVE_DIGESTS = ("bcde9faa58c8",)
-
-
-def _scale_map(univariate: object) -> ScaleMap | None:
-    """None for a univariate transform that is neither affine nor additive."""
+def scale_map(univariate: object) -> ScaleMap | None:
+    """That of a layer's univariate transform; None for one that is neither affine nor additive."""
     settings = {}
-    if isinstance(univariate, partial) and not univariate.args and set(univariate.keywords) <= {"slope"}:
+    if isinstance(univariate, partial) and not univariate.args:
         univariate, settings = univariate.func, univariate.keywords
-    if not inspect.isclass(univariate):
-        return None
-    code = digest(univariate, _AFFINE_CODE)
-    if code in _AFFINE_DIGESTS:
-        return ScaleMap("soft_clip", clamp=-math.log(settings.get("slope", 1e-3)))
-    return _ADDITIVE if code in _ADDITIVE_DIGESTS and not settings else None
+    if is_known(univariate, "f52f06531706") and set(settings) <= {"slope"}:
+        slope = settings.get("slope", 1e-3)
+        return ScaleMap("soft_clip", clamp=abs(math.log(slope))) if _is_slope(slope) else None
+    return _ADDITIVE if is_known(univariate, "bcde9faa58c8") and not settings else None
 
 
-def _of_coupling(layer: nn.Module) -> str:
-    if _scale_map(layer.univariate) is None:
-        return f"its univariate transform is {getattr(layer.univariate, '__name__', layer.univariate)}"
-    expected = [()] if _scale_map(layer.univariate).kind == "additive" else [(), ()]
+def _is_slope(slope: object) -> bool:
+    return isinstance(slope, float | int) and 0 < slope < math.inf and slope != 1
+
+
+def univariate_name(layer: nn.Module) -> str:
+    """What the layer's univariate transform is, for a reason."""
+    return f"its univariate transform is {getattr(layer.univariate, '__name__', layer.univariate)}"
+
+
+def _functional_class(layer: nn.Module) -> type[Transform] | None:
+    return original_class(layer).forward.__globals__.get("CouplingTransform")
+
+
+def _refuses(layer: nn.Module) -> str:
+    if not is_known(_functional_class(layer), "dd942855399b", (*TRANSFORM_CODE, "split", "merge", "call_and_ladj")):
+        return "its CouplingTransform is not that of a known zuko release"
+    known = scale_map(layer.univariate)
+    if known is None:
+        return univariate_name(layer)
+    expected = [()] if known.kind == "additive" else [(), ()]
     if [tuple(shape) for shape in layer.shapes] != expected:
         return f"its shapes are {layer.shapes}, expected {expected}"
     return ""
 
 
 LAYERS = (
-    Layer("zuko", "GeneralCouplingTransform", Coupling, ("forward", "meta"), ("3bb0aaea67bd",), _of_coupling,
-          "MonotonicAffineTransform and AdditiveTransform, any mask, context, any leading dims"),
+    Layer("zuko", "GeneralCouplingTransform", LazyCoupling, ("forward", "meta"), ("3bb0aaea67bd",), _refuses,
+          "MonotonicAffineTransform of any slope and AdditiveTransform, any mask, context, any leading dims"),
 )

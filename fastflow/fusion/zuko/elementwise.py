@@ -1,0 +1,85 @@
+"""zuko: the affine map of every feature by itself, by parameters that are made from the context.
+
+Parameters are interleaved t a t a. Where they are of the layer's own, PyTorch's operations are as fast.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+from fastflow.fusion.layer import Arithmetic, Layer, keep, original_class
+from fastflow.fusion.zuko.couplings import scale_map, univariate_name
+from fastflow.fusion.zuko.functional import (
+    TRANSFORM_CODE,
+    Bijection,
+    check_features,
+    functional,
+    in_rows,
+    is_known,
+    out_of_rows,
+)
+from fastflow.ops.affine_coupling import affine_coupling_packed
+
+
+class LazyElementWise(Arithmetic):
+    """ElementWiseTransform with MonotonicAffineTransform."""
+
+    def prepare(self) -> None:
+        keep(self, "functional", functional(ElementWise, _functional_class(self)))
+        keep(self, "map", scale_map(self.univariate))
+
+    def forward(self, c: Tensor | None = None) -> Transform:
+        return super().forward(c) if c is None else self._fused_functional(self, self.hyper(c))
+
+
+class ElementWise(Bijection):
+    """DependentTransform of a fused layer; `made` [..., 2 features] is what the conditioner made of the context."""
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+    reinterpreted = 1
+
+    def __init__(self, layer: LazyElementWise, made: Tensor, inverted: bool = False) -> None:
+        Transform.__init__(self)
+        self.layer, self.made, self.inverted = layer, made, inverted
+
+    @property
+    def inv(self) -> Transform:
+        return type(self)(self.layer, self.made, not self.inverted)
+
+    @property
+    def base(self) -> Transform:
+        univariate = self.layer.univariate(self.made[..., 0::2], self.made[..., 1::2])
+        return univariate.inv if self.inverted else univariate
+
+    def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """(z [..., features], log_det [...]) of x; leading dims of x and the context are broadcast."""
+        check_features("ElementWiseTransform", x, self.made.shape[-1] // 2)
+        leading = torch.broadcast_shapes(x.shape[:-1], self.made.shape[:-1])
+        z, log_det = affine_coupling_packed(
+            in_rows(x, leading), in_rows(self.made, leading), packing="shift_scale_interleaved",
+            scale_map=self.layer._fused_map, inverse=inverse != self.inverted)
+        return out_of_rows(z, log_det, leading)
+
+
+def _functional_class(layer: nn.Module) -> type[Transform] | None:
+    return original_class(layer).forward.__globals__.get("DependentTransform")
+
+
+def _refuses(layer: nn.Module) -> str:
+    if not is_known(_functional_class(layer), "89e5b6ec99fb", (*TRANSFORM_CODE, "call_and_ladj", "inv")):
+        return "its DependentTransform is not that of a known zuko release"
+    known = scale_map(layer.univariate)
+    if known is None or known.kind == "additive":
+        return univariate_name(layer)
+    if not hasattr(layer, "hyper"):
+        return "its parameters are of its own, for which PyTorch's operations are as fast"
+    if [tuple(shape) for shape in layer.shapes] != [(), ()]:
+        return f"its shapes are {layer.shapes}, expected [(), ()]"
+    return ""
+
+
+LAYERS = (
+    Layer("zuko", "ElementWiseTransform", LazyElementWise, ("forward",), ("c9be1f8c0532",), _refuses,
+          "MonotonicAffineTransform of any slope, by a context, any leading dims"),
+)
