@@ -11,7 +11,7 @@ from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.ops._checks import compute_dtype
 from fastflow.ops.act_norm import compute as scaled
 from fastflow.ops.affine_coupling import _compute as coupled
-from fastflow.ops.scale_map import ScaleMap
+from fastflow.ops.scale_map import ScaleMap, settings_of
 
 
 class AllInOne(Arithmetic):
@@ -21,9 +21,7 @@ class AllInOne(Arithmetic):
     """
 
     def prepare(self) -> None:
-        scale_map = ScaleMap("clamp_tanh", clamp=float(self.clamp))
-        keep(self, "map", scale_map)
-        keep(self, "settings", (self.splits[0], 1, scale_map.index, 0.0, 0.0, scale_map.clamp, False))
+        keep(self, "map", ScaleMap("clamp_tanh", clamp=float(self.clamp)))
         order = None if self.householder else self._order()
         keep(self, "order", order)
         keep(self, "back", None if order is None else order.argsort())
@@ -50,7 +48,7 @@ class AllInOne(Arithmetic):
         hard = not there.is_floating_point()
         x, log_det = block_node.coupled_and_scaled(
             x, made, self.global_offset.flatten(), self._log_scale(), there if hard else None, back if hard else None,
-            (*self._fused_settings, False))
+            self._settings(inverse=False))
         return x if hard else mixed(x, there), log_det
 
     def _decoded(self, z: Tensor, c: list | tuple, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,10 +80,14 @@ class AllInOne(Arithmetic):
 
     def _coupled(self, x: Tensor, made: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         if not self.GIN:
-            return coupled(x, made, None, None, None, log_det, (*self._fused_settings, inverse), block_node.PACKING)
+            return coupled(x, made, None, None, None, log_det, self._settings(inverse), block_node.PACKING)
         passive, x2 = x.split(self.splits, 1)
         x = torch.cat((passive, row_preserving(x2, made, self._fused_map, inverse)), 1)
         return x, x.new_zeros(x.shape[0], dtype=compute_dtype(x))  # the sum of what has mean 0
+
+    def _settings(self, inverse: bool) -> tuple:
+        """Of the coupling's schema."""
+        return self.splits[0], 1, *settings_of(self._fused_map), inverse
 
     def _scaled(self, x: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor | None]:
         if self.GIN:

@@ -21,13 +21,11 @@ class Linear(Arithmetic):
     """FixedLinearTransform: y = x M + b, M being the transpose of what the constructor takes."""
 
     def forward(self, x, rev=False, jac=True):
-        x, log_det = x[0], self.logDetM.expand(x[0].shape[0])
+        x, b, log_det = x[0], self.b, self.logDetM.expand(x[0].shape[0])
         with unrounded(x):
-            if not isinstance(self.b, Tensor):
-                return (x.mm(self.M_inv if rev else self.M),), -log_det if rev else log_det
             if rev:
-                return ((x - self.b).mm(self.M_inv),), -log_det
-            return (torch.addmm(self.b, x, self.M),), log_det
+                return ((x - b if isinstance(b, Tensor) else x).mm(self.M_inv),), -log_det
+            return (torch.addmm(b, x, self.M) if isinstance(b, Tensor) else x.mm(self.M),), log_det
 
 
 class Convolution(Arithmetic):
