@@ -42,9 +42,9 @@ LEFT = {
         M.IRevNetDownsampling([(2, 4, 4)]), "downsample_kernel", torch.negative),
     "its haar_weights differ between the channels": lambda: changed(
         M.HaarUpsampling([(8, 4, 4)]), "haar_weights", lambda w: w * torch.arange(8).view(-1, 1, 1, 1)),
-    # Both take what their arithmetic needs: there is nothing to gain.
-    "fastflow has no kernel for it": lambda: M.NICECouplingBlock([(6,)], subnet_constructor=subnet(1)),
-    "fastflow has no kernel for it ": lambda: M.LearnedElementwiseScaling([(6,)]),
+    "it is two additions and a concatenation, for which PyTorch's operations are as fast": lambda: M.NICECouplingBlock(
+        [(6,)], subnet_constructor=subnet(1)),
+    "fastflow has no kernel for it": lambda: M.LearnedElementwiseScaling([(6,)]),
 }
 
 
@@ -57,7 +57,7 @@ def trained_permutation() -> nn.Module:
 @pytest.mark.parametrize("reason", LEFT)
 def test_is_left_with_a_reason(reason):
     (found,) = [each for each in survey(fuse(LEFT[reason]())) if each.name == "the model itself"]
-    assert found.reason == reason.strip()
+    assert found.reason == reason
 
 
 @pytest.mark.parametrize("kind", ["GLOWCouplingBlock", "GINCouplingBlock", "AffineCouplingOneSided", "AllInOneBlock"])
@@ -120,13 +120,13 @@ class TestActNorm:
         x = torch.randn(5, 6)
         torch.testing.assert_close(layer([x]), source([x]))
 
-    @pytest.mark.skipif(not NEWER, reason="only FrEIA's git tree has it")
-    def test_initialising_by_hand_counts(self):
-        layer = fuse(M.ActNorm([(6,)]))
-        layer.initialize(3 * torch.randn(20, 6))
-        before = copy.deepcopy(layer.state_dict())
-        layer([torch.randn(20, 6)])
-        torch.testing.assert_close(layer.state_dict(), before)
+    if NEWER:
+        def test_initialising_by_hand_counts(self):
+            layer = fuse(M.ActNorm([(6,)]))
+            layer.initialize(3 * torch.randn(20, 6))
+            before = copy.deepcopy(layer.state_dict())
+            layer([torch.randn(20, 6)])
+            torch.testing.assert_close(layer.state_dict(), before)
 
 
 def test_a_subnet_that_ends_in_tanh_trains():

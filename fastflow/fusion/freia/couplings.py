@@ -128,6 +128,10 @@ def _of_block(block: nn.Module) -> str:
     return _unknown_clamp(block) or _empty_part(block)
 
 
+def _as_fast(block: nn.Module) -> str:
+    return "it is two additions and a concatenation, for which PyTorch's operations are as fast"
+
+
 _TWO, _ONE = ("forward", "_coupling1", "_coupling2"), ("forward",)
 _CLAMPED = "clamp_activation ATAN, TANH and SIGMOID, conditions"
 _SERVED = f"{_CLAMPED}, any split_len"
@@ -137,4 +141,5 @@ LAYERS = (
     Layer("FrEIA", "GINCouplingBlock", VolumePreserving, _TWO, ("bd1116153c0a", "37cf919b6ad5"), _of_block, _SERVED),
     Layer("FrEIA", "AffineCouplingOneSided", OneSided, _ONE, ("3be1542c9d93",), _of_block, _SERVED),
     Layer("FrEIA", "ConditionalAffineTransform", OfConditions, _ONE, ("e08a31577bd1",), _unknown_clamp, _CLAMPED),
+    Layer("FrEIA", "NICECouplingBlock", Arithmetic, _TWO, ("9898f6c3c75b",), _as_fast, "left: PyTorch is as fast"),
 )
