@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from fastflow._backend import _constant_to_the_compiler
 from fastflow.fusion.layer import Arithmetic, Layer, anything, keep
 from fastflow.ops._checks import compute_dtype
 from fastflow.ops.elementwise_affine import elementwise_affine
@@ -49,7 +50,7 @@ class ActNorm(Arithmetic):
         self._fused_ready = True
 
 
-@torch.compiler.assume_constant_result  # a graph is warned of when it is made
+@_constant_to_the_compiler  # a graph is warned of when it is made
 def _warn_of_few() -> None:
     warnings.warn("ActNorm: the first training batch has fewer than 2 values a channel, expected more: the layer stays "
                   "uninitialised, with its parameters as they are; train with a larger batch first", stacklevel=2)
