@@ -148,7 +148,7 @@ def digest(cls: type, methods: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module itself does more than its forward."""
-    return any(getattr(module, name) for name in
-               ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+def is_customised(module: nn.Module) -> bool:
+    """Whether a call of the module itself does something else than its class's forward."""
+    return "forward" in vars(module) or any(getattr(module, name) for name in (
+        "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastflow.fusion.layer import digest, is_hooked
+from fastflow.fusion.layer import digest, is_customised
 
 
 class Unsupported(Exception):
@@ -110,7 +110,7 @@ def expect(module: nn.Module, digests: tuple[str, ...] = ()) -> None:
     """
     if digests and digest(type(module), ("forward",)) not in digests:
         raise Unsupported(f"the code of its {type(module).__name__} is not that of a known release")
-    if is_hooked(module) or "forward" in vars(module):
+    if is_customised(module):
         raise Unsupported(f"its {type(module).__name__} has a hook or a forward of its own")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from fastflow.fusion import freia, nflows, normflows, zuko
-from fastflow.fusion.layer import Layer, arithmetic_of, digest, is_fused, is_hooked, original_class, swap, swap_back
+from fastflow.fusion.layer import Layer, arithmetic_of, digest, is_customised, is_fused, original_class, swap, swap_back
 
 log = logging.getLogger("fastflow")
 SCOPES = ("layer",)
@@ -19,8 +19,8 @@ TESTED = {"nflows": "0.14", "normflows": "1.7.3", "FrEIA": "0.2", "zuko": "1.6.0
 
 # The base class of each library's layers, and those of its layers that only call others.
 _BASES = {"nflows": "Transform", "normflows": "Flow", "FrEIA": "InvertibleModule", "zuko": "LazyTransform"}
-_CONTAINERS = ("CompositeTransform", "InverseTransform", "Composite", "GlowBlock", "SequenceINN", "GraphINN",
-               "ReversibleGraphNet", "ReversibleSequential", "LazyComposedTransform", "LazyInverse")
+_CONTAINERS = ("CompositeTransform", "InverseTransform", "Composite", "Reverse", "SequenceINN", "GraphINN",
+               "ReversibleGraphNet", "ReversibleSequential", "LazyInverse")
 
 
 class Found(NamedTuple):
@@ -141,7 +141,8 @@ def _recognised(layer: nn.Module) -> tuple[Layer | None, str]:
     if not named:
         of = next((cls.__name__ for cls in type(layer).__mro__ if _namesakes(cls)), "")
         return None, f"it is a subclass of {of}" if of else "fastflow has no kernel for it"
-    _warn_of_untested(named[0].library, type(layer).__module__)
+    if type(layer).__module__.partition(".")[0] == named[0].library:
+        _warn_of_untested(named[0].library)
     known = [each for each in named if digest(type(layer), each.methods) in each.digests]
     if not known:
         return None, f"its code is not that of a known release of {named[0].library}"
@@ -160,15 +161,13 @@ def _obstacle(layer: nn.Module, known: Layer) -> str:
         return reason
     for name in known.arithmetic.replaces:
         part = layer.get_submodule(name)
-        if is_hooked(part) or "forward" in vars(part):
+        if is_customised(part):
             return f"{name} has a hook or a forward of its own, which would not be called"
     return ""
 
 
 @cache
-def _warn_of_untested(library: str, module: str) -> None:
-    if module.partition(".")[0] != library:
-        return
+def _warn_of_untested(library: str) -> None:
     try:
         version = importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:

@@ -224,7 +224,7 @@ def affine_coupling(x: Tensor, scale: Tensor | None, shift: Tensor, *, scale_map
         _check_parameter(op, "scale", scale, each, x)
         if scale.dtype != shift.dtype:
             raise bad_dtype(op, "scale", scale, f"{shift.dtype} to match shift")
-    return _compute(x, scale, shift, gain, mask, log_det, settings, packing=None)
+    return compute(x, scale, shift, gain, mask, log_det, settings, packing=None)
 
 
 def affine_coupling_packed(x: Tensor, parameters: Tensor, *, packing: str, scale_map: ScaleMap,
@@ -245,10 +245,10 @@ def affine_coupling_packed(x: Tensor, parameters: Tensor, *, packing: str, scale
     if scale_map.kind == "additive":
         raise ValueError(f"{op}: the additive scale map has no scale, expected another map, or affine_coupling")
     _check_parameter(op, "parameters", parameters, (each[0], 2 * each[1], *each[2:]), x)
-    return _compute(x, parameters, None, gain, mask, log_det, settings, PACKINGS.index(packing))
+    return compute(x, parameters, None, gain, mask, log_det, settings, PACKINGS.index(packing))
 
 
-def _compute(x, scale, shift, gain, mask, log_det, settings, packing) -> tuple[Tensor, Tensor]:
+def compute(x, scale, shift, gain, mask, log_det, settings, packing) -> tuple[Tensor, Tensor]:
     """Serves a checked call; scale, shift and packing as in `_AffineCoupling`."""
     backend = _backend.forced()
     plain = backend == "reference" or under_transform()

@@ -10,7 +10,7 @@ from fastflow.fusion.freia.volume_preserving import row_preserving
 from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.ops._checks import compute_dtype
 from fastflow.ops.act_norm import compute as scaled
-from fastflow.ops.affine_coupling import _compute as coupled
+from fastflow.ops.affine_coupling import compute as coupled
 from fastflow.ops.scale_map import ScaleMap, settings_of
 
 

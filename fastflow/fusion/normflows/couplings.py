@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.fusion.couplings import conditioned
-from fastflow.fusion.layer import Arithmetic, Layer, digest, is_hooked
+from fastflow.fusion.layer import Arithmetic, Layer, digest
 from fastflow.fusion.normflows.reshape import (
     CHECKERBOARDS,
     MERGE_DIGESTS,
@@ -48,7 +48,7 @@ class Coupling(Arithmetic):
 class CouplingBlock(Arithmetic):
     """AffineCouplingBlock: Split, AffineCoupling and Merge in one pass."""
 
-    replaces = ("flows.0", "flows.2")
+    replaces = ("flows.0", "flows.1", "flows.2")
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._fused(z, inverse=False)
@@ -115,8 +115,6 @@ def _of_block(layer: nn.Module) -> str:
         return "the code of its parts is not that of a known normflows release"
     if parts[0].mode not in MODES or parts[2].mode != parts[0].mode:
         return f"it splits by {parts[0].mode} and merges by {parts[2].mode}"
-    if is_hooked(parts[1]) or "forward" in vars(parts[1]):  # `replaces` would leave out its conditioner's layers too
-        return "flows.1 has a hook or a forward of its own, which would not be called"
     return _of_coupling(parts[1])
 
 
