@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_steps import compare
 
-from fastflow.bench import script, serving
+from fastflow.bench import script, watching
 from fastflow.bench.overhead import as_proved
 from fastflow.bench.scratch import in_fresh_process, scratch_bytes
 from fastflow.bench.timing import measure, threads
@@ -239,7 +239,7 @@ def main() -> None:
             with threads(count), as_proved() if cuda else nullcontext():
                 for precision in options.precision:
                     print(check(head, z, precision))
-                with serving.watch(device) as served:
+                with watching.watch(device) as served:
                     head.marginal(z[:1])
                 print("served: " + ", ".join(f"{op} by {backend}" for op, backend in served.items()))
                 found = measured(head, z, options.precision, options.seconds, not options.no_compile)
