@@ -10,13 +10,10 @@ and of a masked autoregressive layer are the other hot spots.
 `live` is what a training step allocates at its peak. Verdicts are those of the figures that the project has set itself.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import FrEIA.framework
@@ -30,8 +27,7 @@ from torch import Tensor, nn
 from training_steps import compare
 
 import fastflow
-from fastflow.bench import malloc, record
-from fastflow.bench.command import default_threads
+from fastflow.bench import script
 from fastflow.bench.overhead import as_proved
 from fastflow.bench.timing import measure, threads
 
@@ -263,20 +259,12 @@ def lines(name: str, found: dict) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = script.parser(__doc__, seconds=3, spent_on="each part of a model")
     parser.add_argument("--model", default="", help="only those whose name has this, like 'zuko' or 'H=32'")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"B (default {ROWS}, of the figures)")
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 32, 0], help="H (default 128 32 0)")
-    parser.add_argument("--threads", type=int, nargs="+", default=default_threads(), help="of the CPU (default 1 2)")
-    parser.add_argument("--seconds", type=float, default=3, help="spent on each part of a model (default 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
-    parser.add_argument("--commit", help="the commit of these sources for --json, where there is no .git")
-    options = parser.parse_args()
+    options = script.start(parser)
     cuda = options.device == "cuda"
-    if not cuda:
-        malloc.ensure_tuned()
-    commit = record.commit(options.commit) if options.json else None
     found = {name: subject for hidden in options.hidden for name, subject in couplings(hidden, options.rows).items()}
     subjects = {name: subject for name, subject in (found | hot_spots(options.rows)).items() if options.model in name}
     if not subjects:
@@ -289,10 +277,7 @@ def main() -> None:
                 found = measured(name, subject, options.seconds, options.device)
                 print("\n".join(lines(name, found)), flush=True)
                 results.append({"model": name, "rows": options.rows, "threads": count, **found})
-    if options.json:
-        options.json.write_text(json.dumps({
-            "device": record.describe_device(options.device), "versions": record.versions(), "commit": commit,
-            "malloc": None if cuda else malloc.description(), "results": results}, indent=1) + "\n")
+    script.write(options, results=results)
 
 
 if __name__ == "__main__":

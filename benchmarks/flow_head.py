@@ -14,13 +14,10 @@ a fresh process, by its pages (fastflow/bench/scratch.py), the weights' packed c
 the sizes of the figures, which are the default.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_steps import compare
 
-from fastflow.bench import malloc, record, serving
-from fastflow.bench.command import default_threads
+from fastflow.bench import script, watching
 from fastflow.bench.overhead import as_proved
 from fastflow.bench.scratch import in_fresh_process, scratch_bytes
 from fastflow.bench.timing import measure, threads
@@ -226,21 +222,13 @@ def show(found: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = script.parser(__doc__, seconds=10, spent_on="each of forward and training")
     parser.add_argument("--rows", type=int, help="B (default: the sizes of the figures)")
     parser.add_argument("--classes", type=int, default=10, help="K, with --rows (default 10)")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
-    parser.add_argument("--threads", type=int, nargs="+", default=default_threads(), help="of the CPU (default 1 2)")
-    parser.add_argument("--seconds", type=float, default=10, help="spent on each of forward and training (default 10)")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
-    parser.add_argument("--commit", help="the commit of these sources for --json, where there is no .git")
-    options = parser.parse_args()
+    options = script.start(parser)
     device, cuda = options.device, options.device == "cuda"
-    if not cuda:
-        malloc.ensure_tuned()
-    commit = record.commit(options.commit) if options.json else None
     torch.backends.fp32_precision = "ieee"
     sizes = [(options.rows, options.classes)] if options.rows else [size[1:] for size in FIGURES if size[0] == device]
     results = []
@@ -251,7 +239,7 @@ def main() -> None:
             with threads(count), as_proved() if cuda else nullcontext():
                 for precision in options.precision:
                     print(check(head, z, precision))
-                with serving.watch(device) as served:
+                with watching.watch(device) as served:
                     head.marginal(z[:1])
                 print("served: " + ", ".join(f"{op} by {backend}" for op, backend in served.items()))
                 found = measured(head, z, options.precision, options.seconds, not options.no_compile)
@@ -262,10 +250,7 @@ def main() -> None:
             show(found)
             print("\n".join([*verdicts((device, rows, classes), found), found["disturbed"]]).rstrip(), flush=True)
             results.append({"rows": rows, "classes": classes, "threads": count, "served": served, **found})
-    if options.json:
-        options.json.write_text(json.dumps({
-            "device": record.describe_device(device), "versions": record.versions(), "commit": commit,
-            "malloc": None if cuda else malloc.description(), "results": results}, indent=1) + "\n")
+    script.write(options, results=results)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,14 @@ two threads, or with --device cuda the cases of the GPU figures: the table of `f
 A rival that would hold [B, K, D] is left out where that takes more than 2 GiB.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from fastflow import _backend
-from fastflow.bench import gaussian, lists, malloc, providers, record
+from fastflow.bench import gaussian, lists, providers, script
 from fastflow.bench.cases import Case
-from fastflow.bench.command import default_threads
 from fastflow.bench.providers import prepare
 from fastflow.bench.run import kernel_of, run
 from fastflow.bench.scratch import in_fresh_process, scratch_bytes
@@ -92,19 +88,11 @@ def measured(cases: list[Case], rivals: tuple[str, ...], counts: tuple[int, ...]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = script.parser(__doc__, seconds=0.6, spent_on="each case")
     parser.add_argument("--quick", action="store_true", help="only the cases of `fastflow bench run`")
     parser.add_argument("--case", metavar="PATTERN", help="the cases whose name has this, like 4096x64/classes=10/*32")
-    parser.add_argument("--threads", type=int, nargs="+", default=default_threads(), help="of the CPU (default 1 2)")
-    parser.add_argument("--seconds", type=float, default=0.6, help="spent on each case (default 0.6)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
-    parser.add_argument("--commit", help="the commit of these sources for --json, where there is no .git")
-    options = parser.parse_args()
+    options = script.start(parser)
     cuda = options.device == "cuda"
-    if not cuda:
-        malloc.ensure_tuned()
-    commit = record.commit(options.commit) if options.json else None
     try:
         cases = lists.select(options.case, OP, full=not (options.quick or cuda), device=options.device)
     except ValueError as error:
@@ -118,10 +106,7 @@ def main() -> None:
     print(f"\n{verdict(results)}")
     for figure in ("error", "scratch"):
         print(f"{figure}: {sum(result['met'][figure] for result in results)} of {len(results)} reached")
-    if options.json:
-        options.json.write_text(json.dumps({
-            "device": record.describe_device(options.device), "versions": record.versions(), "commit": commit,
-            "malloc": None if cuda else malloc.description(), "results": results}, indent=1) + "\n")
+    script.write(options, results=results)
 
 
 if __name__ == "__main__":

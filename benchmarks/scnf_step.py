@@ -14,16 +14,14 @@ and working space. fp32 is without TF32; bf16 is autocast of the forward, for al
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from scnf_reference import SCNFReference
 from torch import Tensor, nn
 from training_steps import compare
 
-from fastflow.bench import malloc, record
+from fastflow.bench import script
 from fastflow.bench.timing import threads
 from fastflow.models import SCNF
 from fastflow.ops import uniform_noise
@@ -105,13 +103,7 @@ def main() -> None:
     parser.add_argument("--adamax", action="store_true", help="update the weights, as the public script does")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
     parser.add_argument("--seconds", type=float, default=30, help="spent on timing (default 30)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
-    parser.add_argument("--commit", help="the commit of these sources for --json, where there is no .git")
-    parser.add_argument("--default-malloc", action="store_true", help="keep the allocator as it is")
-    options = parser.parse_args()
-    if options.device == "cpu" and not options.default_malloc:
-        malloc.ensure_tuned()
-    commit = record.commit(options.commit) if options.json else None
+    options = script.start(parser)
     batch = options.batch or BATCH[options.device]
     torch.backends.fp32_precision = "ieee"
     steps = {name: (training_step(model, batch, options.device, options.precision, options.adamax), 0)
@@ -124,15 +116,10 @@ def main() -> None:
     for name, (timing, live) in measured.items():
         print(f"{name:20s} {batch / timing.seconds:9.1f} images/s  {base.timing.seconds / timing.seconds:5.2f} x  "
               f"{live / 1e6:9.1f} MB live  {live / base.live:5.2f} x  (spread {timing.spread:.0%})")
-    if options.json:
-        results = {name: {"seconds": timing.seconds, "spread": timing.spread, "live_bytes": live}
-                   for name, (timing, live) in measured.items()}
-        options.json.write_text(json.dumps({
-            "device": record.describe_device(options.device), "versions": record.versions(), "commit": commit,
-            "malloc": malloc.description() if options.device == "cpu" else None, "threads": options.threads,
-            "batch": batch, "precision": options.precision, "adamax": options.adamax,
-            "disturbed": disturbance.reason, "results": results,
-        }, indent=1) + "\n")
+    script.write(options, threads=options.threads, batch=batch, precision=options.precision, adamax=options.adamax,
+                 disturbed=disturbance.reason, results={
+                     name: {"seconds": timing.seconds, "spread": timing.spread, "live_bytes": live}
+                     for name, (timing, live) in measured.items()})
 
 
 if __name__ == "__main__":

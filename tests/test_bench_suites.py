@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastflow.bench import record, serving, suites
+from fastflow.bench import record, suites, watching
 from fastflow.bench.parts import Deadline
 
 PYPROJECT = '[tool.pytest.ini_options]\naddopts = "-m \'not gpu\'"\nmarkers = ["gpu: needs a device"]\n'
@@ -121,7 +121,7 @@ def test_the_sanitizers_watch_every_kernel_and_run_every_op():
     pytest.importorskip("triton")
     from fastflow.bench import gate_cases, machine_code
 
-    ops, watched = {name for name, op in serving.ops().items() if op.on_cuda}, suites.watched_kernels("triton")
+    ops, watched = {name for name, op in watching.ops().items() if op.on_cuda}, suites.watched_kernels("triton")
     names = {launch.kernel.fn.__name__ for case in gate_cases.CASES for launch in machine_code.launches(case.call)}
     assert {name for name in names if not any(part in name for part in watched)} == set()
     watched = suites.watched_kernels("cuda")

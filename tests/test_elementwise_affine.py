@@ -9,7 +9,7 @@ from bijections import assert_inverts, assert_log_det, scatter
 from oracles import LAYOUTS, assert_three_way, relayout
 from torch.autograd import gradcheck
 
-from fastflow.bench.serving import watch
+from fastflow.bench.watching import watch
 from fastflow.nn import ElementwiseAffine, FlowSequential
 from fastflow.ops import elementwise_affine
 

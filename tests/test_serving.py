@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastflow import _backend
-from fastflow.bench import serving
+from fastflow.bench import serving, watching
 from fastflow.bench.serving import (
     Cell,
     markdown,
@@ -21,8 +21,8 @@ from fastflow.bench.serving import (
     observe_gaussian_class_scores,
     observe_residual_coupling,
     observe_uniform_noise,
-    watch,
 )
+from fastflow.bench.watching import watch
 from fastflow.ops import ScaleMap, affine_coupling, gaussian_class_scores
 from fastflow.ops.scale_map import KINDS
 
@@ -114,7 +114,7 @@ def test_a_call_that_goes_to_the_reference_is_seen():
 
 
 def test_the_dispatcher_falling_back_is_seen(monkeypatch):
-    op = serving.ops()["gaussian_class_scores"]
+    op = watching.ops()["gaussian_class_scores"]
     monkeypatch.setattr(op, "dispatch", op.fallback)
     with watch() as served:
         gaussian_class_scores(torch.randn(4, 3), torch.randn(2, 3), torch.randn(2, 3), torch.randn(2))

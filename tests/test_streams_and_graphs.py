@@ -13,7 +13,7 @@ from oracles import assert_three_way, relayout
 from torch import Tensor
 
 from fastflow import _backend
-from fastflow.bench import serving
+from fastflow.bench import watching
 from fastflow.ops import (
     ScaleMap,
     act_norm,
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def backend(self) -> str:
-        return serving.ops()[self.op].on_cuda
+        return watching.ops()[self.op].on_cuda
 
     def __str__(self) -> str:
         return f"{self.backend}-{self.op}-{self.form}"

@@ -121,7 +121,14 @@ def _measure(args: argparse.Namespace) -> list[dict]:
     return results
 
 
-def _check_device(device: str) -> None:
+def check_folder_of(name: str, path: Path) -> None:
+    """Raises ValueError where the file that an argument names cannot be written."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{name} is {path}, expected a file in a folder that exists")
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError on "cuda" where there is none."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -129,7 +136,7 @@ def _check_device(device: str) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    _check_device(args.device)
+    check_device(args.device)
     args.seconds = args.seconds or SECONDS["full" if args.full else "cuda" if args.device == "cuda" else "quick"]
     if args.device == "cuda":
         args.threads = args.threads[:1]
@@ -138,8 +145,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"json is {args.json}, expected a file in a folder that exists")
+    if args.json:
+        check_folder_of("json", args.json)
     _prepare(args)
     results = _measure(args)
     if args.json:
@@ -168,17 +175,15 @@ def _compare(args: argparse.Namespace) -> None:
 def _serving(args: argparse.Namespace) -> None:
     from fastflow.bench.serving import markdown, observe
 
-    _check_device(args.device)
+    check_device(args.device)
     print(markdown(observe(args.device)))
 
 
 def _tune(args: argparse.Namespace) -> None:
     from fastflow.bench import tune
 
-    if not args.out.parent.is_dir():
-        raise ValueError(f"out is {args.out}, expected a file in a folder that exists")
-    if args.device == "cuda":
-        _check_device("cuda")
+    check_folder_of("out", args.out)
+    check_device(args.device)
     tune.main(args.device, args.op, args.seconds, args.out)
 
 

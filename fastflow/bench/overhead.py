@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastflow import _backend
-from fastflow.bench import serving
+from fastflow.bench import watching
 from fastflow.bench.cases import Case
 from fastflow.bench.providers import prepare
 from fastflow.bench.timing import host_block, measure
@@ -61,7 +61,7 @@ def _inner_calls(call: Callable) -> dict[str, Callable]:
         return {}
     overload, arguments = caught.last
     inner = {"to the dispatcher": lambda: overload(*arguments)}
-    op = serving.ops().get(overload._opname)
+    op = watching.ops().get(overload._opname)
     if op is not None and op.on_cuda and any(getattr(value, "is_cuda", False) for value in arguments):
         launcher = _backend.launcher(op.name, op.on_cuda)
         inner["to the launcher"] = lambda: launcher(*arguments)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 
 from fastflow import _backend
-from fastflow.bench import serving
+from fastflow.bench import watching
 from fastflow.bench.cases import OPS, Case
 from fastflow.bench.lists import cuda_targets
 from fastflow.bench.overhead import overhead
@@ -41,7 +41,7 @@ def run(cases: Iterable[Case], rivals: Iterable[str], thread_counts: Iterable[in
 def kernel_of(op: str, device: str) -> str:
     # On CUDA the automatic choice is the reference until a record, such as the one being made here, proves the kernel.
     op = OPS[op].entry or op
-    kernel = serving.ops()[op].on_cuda if device == "cuda" and op in serving.ops() else None
+    kernel = watching.ops()[op].on_cuda if device == "cuda" and op in watching.ops() else None
     usable = kernel is not None and _backend.state(kernel).status != "unavailable"
     return kernel if usable else _backend.forced() or "auto"
 
@@ -63,7 +63,7 @@ def _measured(case: Case, rivals: Iterable[str], count: int, device: str, second
     if memory:
         for name, call in calls.items():
             providers[name]["peak_bytes"] = peak_memory(call, device)
-    with serving.watch(device) as served:
+    with watching.watch(device) as served:
         calls["fastflow"]()
     result = {
         **asdict(case), "size": case.size, "regime": case.regime, "threads": count, "device": device,

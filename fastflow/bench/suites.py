@@ -12,7 +12,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastflow.bench import cases, record, serving
+from fastflow.bench import cases, record, watching
 from fastflow.bench.parts import Deadline
 
 BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}
@@ -72,7 +72,7 @@ def sanitize(backend: str, tool: str, deadline: Deadline) -> dict:
 def watched_kernels(backend: str) -> list[str]:
     """What the names of the backend's kernels have in them: their op's name, or what several ops' kernels share."""
     shared = {"triton": "elementwise_bijection", "cuda": "gaussian"}[backend]
-    return [name for name, op in serving.ops().items() if op.on_cuda == backend] + [shared]
+    return [name for name, op in watching.ops().items() if op.on_cuda == backend] + [shared]
 
 
 def find_sanitizer() -> str | None:

@@ -14,7 +14,7 @@ from statistics import geometric_mean
 from tqdm import tqdm
 
 from fastflow import _backend
-from fastflow.bench import serving
+from fastflow.bench import watching
 from fastflow.bench.cases import Case
 from fastflow.bench.lists import cuda_cases
 from fastflow.bench.providers import prepare
@@ -69,7 +69,7 @@ def _interpret() -> None:
 
 
 def _cases(op: str | None, interpreted: bool) -> list[Case]:
-    kernels = {name for name, entry in serving.ops().items() if entry.on_cuda == "triton"}
+    kernels = {name for name, entry in watching.ops().items() if entry.on_cuda == "triton"}
     cases = [case for case in cuda_cases() if case.op in kernels and case.direction in _DIRECTIONS
              and op in (None, case.op)]
     if not cases:

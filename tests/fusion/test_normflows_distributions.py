@@ -4,7 +4,14 @@ import copy
 
 import pytest
 import torch
-from agreement import assert_agrees, assert_keeps, leaves, perturbed
+from agreement import assert_agrees, assert_keeps, perturbed
+from bijection_checks import (
+    assert_compiles,
+    assert_float32_under_autocast,
+    assert_same_draws,
+    assert_transforms,
+    log_prob,
+)
 from oracles import relayout
 from peers import normflows
 from torch import nn
@@ -12,10 +19,6 @@ from torch import nn
 from fastflow.fusion import fuse
 
 ROWS = (0, 1, 17)
-
-
-def log_prob(module, *inputs):
-    return module.log_prob(*inputs)
 
 
 def mixture(classes=3, features=5, trainable=True):
@@ -73,18 +76,14 @@ def test_layouts(layout):
 def test_samples_are_those_of_the_seed(make):
     original = make()
     fused = fuse(copy.deepcopy(original))
-    results = []
-    for module in (fused, original):
-        torch.manual_seed(3)
+    assert_same_draws(fused, original, lambda m: (m(9)[0], m.sample(6)), rtol=0, atol=0)
+
+    def density_and_gradients(module):
         z, log_p = module(9)
         z.square().sum().backward()
-        results.append((z, log_p, module.sample(6), [each.grad for each in module.parameters()]))
-    (z, log_p, again, grads), (expected, expected_log_p, expected_again, expected_grads) = results
-    assert torch.equal(z, expected)
-    assert torch.equal(again, expected_again)
-    torch.testing.assert_close(log_p, expected_log_p)
-    for mine, theirs in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(mine, theirs)
+        return log_p, [each.grad for each in module.parameters()]
+
+    assert_same_draws(fused, original, density_and_gradients)
 
 
 @pytest.mark.parametrize("make", [mixture, gaussian])
@@ -99,22 +98,15 @@ def test_class_gaussian_keeps():
 
 @pytest.mark.parametrize("make", [mixture, gaussian])
 def test_transforms_and_compile(make):
-    original, x, t = make(), torch.randn(6, 5), torch.randn(6, 5)
-    fused = fuse(copy.deepcopy(original))
-    for call in (lambda m, x: torch.func.jvp(m.log_prob, (x,), (t,)),
-                 lambda m, x: torch.func.vmap(lambda row: m.log_prob(row[None])[0])(x),
-                 lambda m, x: torch.func.vmap(torch.func.grad(lambda row: m.log_prob(row[None])[0]))(x)):
-        for mine, theirs in zip(leaves(call(fused, x)), leaves(call(original, x)), strict=True):
-            torch.testing.assert_close(mine, theirs)
-    compiled = torch.compile(fused.log_prob, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), original.log_prob(x))
+    original, x = make(), torch.randn(6, 5)
+    assert_transforms(original, log_prob, x)
+    assert_compiles(original, log_prob, x)
+    torch.testing.assert_close(*(torch.func.vmap(torch.func.grad(lambda row, m=m: m.log_prob(row[None])[0]))(x)
+                                 for m in (fuse(copy.deepcopy(original)), original)))
 
 
 def test_class_gaussian_compiles():
-    fused = fuse(class_gaussian())
-    x, y = torch.randn(6, 5), torch.randint(4, (6,))
-    torch.testing.assert_close(torch.compile(fused.log_prob, fullgraph=True, backend="aot_eager")(x, y),
-                               fused.log_prob(x, y))
+    assert_compiles(class_gaussian(), log_prob, torch.randn(6, 5), torch.randint(4, (6,)))
 
 
 def test_parameters_of_another_dtype_decide_the_results():
@@ -127,11 +119,7 @@ def test_parameters_of_another_dtype_decide_the_results():
 
 @pytest.mark.parametrize("make", [mixture, gaussian])
 def test_autocast(make):
-    fused, x = fuse(make()), torch.randn(6, 5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(fused.log_prob(x), fused.log_prob(x.clone()))
-        inside = fused.log_prob(x)
-    torch.testing.assert_close(inside, fused.log_prob(x))
+    assert_float32_under_autocast(make(), log_prob, torch.randn(6, 5))
 
 
 def test_parameters_that_are_not_numbers_give_none():

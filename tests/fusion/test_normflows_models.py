@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from agreement import assert_agrees, assert_keeps, leaves, outputs_and_gradients, perturbed
-from bijection_checks import BOTH, assert_compiles, assert_transforms, inverse
+from bijection_checks import BOTH, assert_compiles, assert_same_draws, assert_transforms, inverse, log_prob
 from peers import normflows
 from torch import nn
 
@@ -74,16 +74,11 @@ def multiscale(class_cond=False, transform=None):
     return perturbed(model)
 
 
-def log_prob(module, *inputs):
-    return module.log_prob(*inputs)
-
-
 def assert_like(original, call, *inputs):
     """Outputs agree by the three-way rule; gradients, sums over rows that many layers have rounded, are close."""
     assert_agrees(original, lambda *given: [each.detach() for each in leaves(call(*given))], *inputs)
     grads = [outputs_and_gradients(module, call, inputs)[1] for module in (fuse(copy.deepcopy(original)), original)]
-    for mine, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 17])
@@ -130,17 +125,9 @@ def test_losses_agree():
     fused, x = fuse(copy.deepcopy(original)), torch.randn(7, 6)
     torch.testing.assert_close(fused.forward_kld(x), original.forward_kld(x))
     original.p = fused.p = _Target()
-    for options in ({}, {"score_fn": False}):
-        results = []
-        for module in (fused, original):
-            torch.manual_seed(1)
-            results.append(module.reverse_kld(9, **options))
-        torch.testing.assert_close(*results)
-    results = []
-    for module in (fused, original):
-        torch.manual_seed(1)
-        results.append(module.reverse_alpha_div(9, alpha=2))
-    torch.testing.assert_close(*results)
+    assert_same_draws(fused, original, lambda m: m.reverse_kld(9))
+    assert_same_draws(fused, original, lambda m: m.reverse_kld(9, score_fn=False))
+    assert_same_draws(fused, original, lambda m: m.reverse_alpha_div(9, alpha=2))
 
 
 class _Target(nn.Module):
@@ -152,12 +139,7 @@ def test_samples_are_those_of_the_seed():
     for original, options in ((flow(), {}), (class_flow(), {"y": torch.tensor([2, 0, 1])}),
                               (multiscale(), {"temperature": 0.7}),
                               (multiscale(transform=normflows.transforms.Shift()), {})):
-        results = []
-        for module in (fuse(copy.deepcopy(original)), original):
-            torch.manual_seed(1)
-            results.append(module.sample(3, **options))
-        for mine, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(mine, theirs)
+        assert_same_draws(fuse(copy.deepcopy(original)), original, lambda m, options=options: m.sample(3, **options))
 
 
 def test_samples_are_differentiable_through_a_shift():

@@ -1,21 +1,19 @@
-"""Reversible training: the gradients of recorded training, memory that does not grow with depth, and its guards."""
+"""Reversible training: its gradients are those of recorded training, with whatever else PyTorch does there."""
 
 import copy
-import re
 import warnings
 
 import pytest
 import torch
 from bijections import scatter
 from oracles import assert_three_way
+from reversible_cases import gradients, pair, tabular
 from torch import nn
 
-from fastflow.bench.timing import peak_memory
 from fastflow.models import SCNF
 from fastflow.nn import (
     ActNorm,
     AffineCoupling,
-    Bijection,
     ChannelMix,
     ConvResidualNet,
     FactorOut,
@@ -25,22 +23,6 @@ from fastflow.nn import (
     Squeeze,
 )
 from fastflow.ops import ScaleMap
-
-
-def perceptron(features, made, width=32, dropout=0.0, norm=False):
-    layers = [nn.Linear(features, width), nn.BatchNorm1d(width) if norm else nn.Identity(), nn.ReLU(),
-              nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, made)]  # fmt: skip
-    return nn.Sequential(*layers)
-
-
-def tabular(steps=6, features=8, split=Split.halves, width=32, dropout=0.0, norm=False, scale_map=None, **options):
-    torch.manual_seed(0)
-    sides = ("odd", "even") if split == Split.interleaved else ("second", "first")
-    settings = {} if scale_map is None else {"scale_map": scale_map}
-    made = features // 2 if scale_map == ScaleMap("additive") else features
-    layers = [AffineCoupling(perceptron(features // 2, made, width, dropout, norm), split(sides[i % 2]), **settings)
-              for i in range(steps)]
-    return FlowSequential(layers, (features,), **options)
 
 
 def image(**options):
@@ -72,26 +54,6 @@ def conditional(**options):
     torch.manual_seed(0)
     return scatter(FlowSequential([AffineCoupling(Conditional(), Split.halves(side)) for side in ("first", "second")],
                                   (8,), **options))  # fmt: skip
-
-
-def pair(build, dtype=torch.float32, **options):
-    """The same flow, recorded and reversible."""
-    recorded, reversible = build(), build(reversible=True, **options)
-    reversible.load_state_dict(recorded.state_dict())
-    return recorded.to(dtype), reversible.to(dtype)
-
-
-def gradients(flow, x, context=None):
-    """Of x, context, the running log_det and every parameter; the same noise each time."""
-    x = x.detach().clone().requires_grad_()
-    context = None if context is None else context.detach().clone().requires_grad_()
-    running = torch.zeros(len(x), dtype=x.dtype).requires_grad_()
-    torch.manual_seed(1)
-    z, log_det = flow(x, context, running)
-    loss = (z * z.sin()).mean() - (log_det * torch.arange(1.0, len(x) + 1).to(x)).mean()
-    named = {"x": x, "running": running} | ({} if context is None else {"context": context})
-    named |= dict(flow.named_parameters())
-    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
 FLOWS = {
@@ -249,92 +211,3 @@ def test_trunks_of_the_models_train_reversibly():
         losses.append(torch.autograd.grad(loss, list(model.trunk.parameters())))
     for ours, theirs in zip(*losses, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)
-
-
-class Forgetful(Bijection):
-    """Loses most bits of its input: z = 1e-6 x + 1, in float32."""
-
-    def forward(self, x, context=None, log_det=None):
-        return 1e-6 * x + 1, x.new_zeros(len(x)) + (0 if log_det is None else log_det)
-
-    def inverse(self, z, context=None, log_det=None):
-        return (z - 1) * 1e6, z.new_zeros(len(z)) + (0 if log_det is None else log_det)
-
-
-def test_drift_is_seen_named_once_and_corrected():
-    def build(**options):
-        flow = tabular(steps=4)
-        return FlowSequential([*flow.layers[:2], Forgetful(), *flow.layers[2:]], (8,), **options)
-
-    recorded, reversible = pair(build, keep_every=3)
-    x = torch.randn(6, 8)
-    expected = gradients(recorded, x)
-    with pytest.warns(UserWarning, match=r"layers 0 to 2 .* least exact by itself .* layer 2 \(Forgetful\)"):
-        found = gradients(reversible, x)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = gradients(reversible, x)
-    for key, grad in expected.items():
-        torch.testing.assert_close(found[key], grad, rtol=1e-5, atol=1e-6)
-        assert torch.equal(found[key], again[key])
-
-
-def test_drift_that_is_not_finite_is_seen():
-    flow = tabular(steps=2, scale_map=ScaleMap("exp"), reversible=True)
-    with torch.no_grad():
-        flow.layers[0].conditioner[-1].bias.fill_(-200.0)
-    with pytest.warns(UserWarning, match="layer 0"):
-        gradients(flow, torch.randn(3, 8))
-
-
-def test_memory_does_not_grow_with_depth():
-    """Beyond the kept states and the gradients themselves."""
-    features, rows, keep_every = 64, 1024, 8
-
-    def live(steps):
-        flow = tabular(steps, features, width=128, reversible=True, keep_every=keep_every)
-        parameters, x = list(flow.parameters()), torch.randn(rows, features)
-
-        def step():
-            z, log_det = flow(x)
-            return torch.autograd.grad(z.square().mean() - log_det.mean(), parameters)
-
-        kept = (steps // keep_every) * 4 * rows * (features + 1)
-        return peak_memory(step) - kept - sum(4 * each.numel() for each in parameters)
-
-    assert live(64) <= 1.1 * live(8)
-
-
-def test_checkpointed_conditioners_give_the_same_gradients_in_less_memory():
-    features = 64
-    plain, light = tabular(8, features, width=256), tabular(8, features, width=256, checkpoint="conditioner")
-    x = torch.randn(512, features)
-    expected = gradients(plain, x)
-    for key, grad in gradients(light, x).items():
-        torch.testing.assert_close(grad, expected[key])
-    peaks = [peak_memory(lambda flow=flow: gradients(flow, x)) for flow in (plain, light)]
-    assert peaks[1] < 0.5 * peaks[0]
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"keep_every": 0}, ValueError, "keep_every is 0, expected at least 1"),
-        ({"checkpoint": "all"}, ValueError, "checkpoint is 'all', expected None or 'conditioner'"),
-        ({"reversible": True, "checkpoint": "conditioner"}, ValueError, "reversible and checkpoint are both given"),
-    ],
-)
-def test_bad_options(options, error, message):
-    with pytest.raises(error, match="^FlowSequential: " + re.escape(message)):
-        tabular(**options)
-
-
-def test_bad_use():
-    with pytest.raises(TypeError, match="reversible needs conditioners that are modules, got function"):
-        FlowSequential([AffineCoupling(lambda passive: passive.repeat(1, 2))], (8,), reversible=True)
-    with pytest.raises(TypeError, match=r"x has dtype torch\.bfloat16, expected float32"):
-        tabular(reversible=True)(torch.ones(2, 8, dtype=torch.bfloat16))
-    x = torch.randn(2, 8, requires_grad=True)
-    (grad,) = torch.autograd.grad(tabular(reversible=True)(x)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
