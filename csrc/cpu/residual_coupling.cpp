@@ -17,6 +17,7 @@
 #include <tuple>
 #include <vector>
 
+#include "linear_tensors.h"
 #include "scratch.h"
 #include "tensors.h"
 
@@ -24,35 +25,6 @@ namespace fastflow {
 namespace {
 
 constexpr int64_t chunk_bytes = int64_t{16} << 20;  // of activations that backward holds
-
-int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-// Uninitialised memory for as long as this lives, in one block: malloc would give several large ones back to the system
-// after each call, and their pages would be cleared anew in the next.
-class Scratch {
- public:
-  void ask(char*& place, int64_t bytes) {
-    asked_.push_back({&place, bytes_});
-    bytes_ += round_up(bytes, Memory::line);
-  }
-  void allocate() {
-    char* const first = memory_.allocate(bytes_);
-    for (const auto& [place, offset] : asked_) *place = first + offset;
-  }
-
- private:
-  std::vector<std::pair<char**, int64_t>> asked_;
-  int64_t bytes_ = 0;
-  Memory memory_;
-};
-
-Features features(int64_t parts, int64_t size) {
-  return {parts, size, round_up(std::max<int64_t>(size, 1), 32 / parts)};
-}
-
-Operand matrix(const Tensor& tensor) {
-  return {static_cast<char*>(tensor.data_ptr()), dtype_of(tensor), tensor.stride(0), {tensor.stride(1)}};
-}
 
 Products products_of(const Tensor& table, const Tensor& weight) {
   const Dtype state = dtype_of(table), stored = dtype_of(weight);
@@ -105,9 +77,9 @@ class Call {
     scratch_.ask(op.norm_shift, places(hidden) * number_bytes());
     scratch_.ask(op.norm_scale, places(hidden) * number_bytes());
     scratch_.allocate();
-    for (int n = 1; n <= last; ++n) pad(layers_[n].bias, weights[weight_index(n) + 1], layers_[n].out);
-    pad(op.norm_shift, weights[weights.size() - 4], hidden);
-    pad(op.norm_scale, weights[weights.size() - 3], hidden);
+    for (int n = 1; n <= last; ++n) pad(layers_[n].bias, weights[weight_index(n) + 1], layers_[n].out, number_bytes());
+    pad(op.norm_shift, weights[weights.size() - 4], hidden, number_bytes());
+    pad(op.norm_scale, weights[weights.size() - 3], hidden, number_bytes());
     pack();
   }
   Call(const Call&) = delete;  // its memory knows where it is
@@ -151,21 +123,9 @@ class Call {
 
  private:
   void pack() {
-    int64_t units = 0;
-    for (const Linear& layer : layers_) {
-      units += places(layer.out) / 32 + (layer.transposed == nullptr ? 0 : places(layer.in) / 32);
-    }
     const auto kernel = FASTFLOW_KERNEL(residual_coupling_pack);
-    torch::stable::parallel_for(0, units, 8, [&](int64_t first, int64_t end) { kernel(op, first, end); });
-  }
-
-  void pad(char* to, const Tensor& vector, const Features& features) const {
-    std::fill_n(to, places(features) * number_bytes(), 0);
-    const char* const from = static_cast<const char*>(vector.data_ptr());
-    for (int64_t i = 0; i < vector.size(0); ++i) {
-      const int64_t place = i / features.size * features.pitch + i % features.size;
-      std::copy_n(from + i * vector.stride(0) * number_bytes(), number_bytes(), to + place * number_bytes());
-    }
+    torch::stable::parallel_for(0, packing_units(layers_), 8,
+                                [&](int64_t first, int64_t end) { kernel(op, first, end); });
   }
 
   Tensor table_;

@@ -1,32 +1,9 @@
 // What the CPU kernels of residual_coupling are given.
 #pragma once
 
-#include "cpu/row_op.h"
+#include "cpu/linear.h"
 
 namespace fastflow {
-
-// What the matrix products are computed in. Everything else is float, or double where they are.
-enum class Products : uint8_t { in_double, in_float, in_bfloat16, of_bfloat16_in_float };
-
-constexpr int64_t tile_rows = 112;  // results that stay in the L2 through a conditioner
-
-// `parts` runs of features side by side, each of `size` and padded to `pitch`; their places are a multiple of 32.
-struct Features {
-  int64_t parts, size, pitch;
-};
-
-// Internal linkage: the copies of several instruction sets must not be merged.
-static inline int64_t places(const Features& features) { return features.parts * features.pitch; }
-// A power of two from one row to the next would leave most of the L1 unused.
-static inline int64_t row_pitch(const Features& features) { return places(features) + 16; }
-
-struct Linear {
-  Operand weight;  // [out, in]
-  Features in, out;
-  char *packed, *transposed;  // what the products of forward, and of backward, read
-  char* bias;                 // [places of out]; nullptr: none, as in the first layer
-  void *grad, *grad_bias;     // backward
-};
 
 // The inputs of a network's layers, the first one's `x` and the hidden ones', each [capacity, row pitch]; in backward
 // also the gradients of the layers' outputs, the hidden ones' and the last one's.

@@ -81,4 +81,24 @@ class Panel {
   const Weight* from_[panel<T>];
 };
 
+// 32 outputs of one of the layers' matrices and their transposes, which follow each other.
+template <class P>
+void pack_unit(const Linear* layer, int layers, int64_t unit) {
+  for (const Linear* each = layer; each < layer + layers; ++each) {
+    const Operand& weight = each->weight;
+    const Packing straight = {weight.data, each->out, each->in, weight.row_stride, weight.stride[0], each->packed};
+    const Packing transposed = {weight.data, each->in, each->out, weight.stride[0], weight.row_stride, each->transposed};
+    for (const Packing* packing : {&straight, &transposed}) {
+      const int64_t units = packing->packed == nullptr ? 0 : places(packing->outputs) / 32;
+      if (unit < units) {
+        for (int64_t first = 32 * unit; first < 32 * unit + 32; first += panel<typename P::T>) {
+          Panel<P>(*packing, first).pack();
+        }
+        return;
+      }
+      unit -= units;
+    }
+  }
+}
+
 }  // namespace fastflow::FASTFLOW_ISA

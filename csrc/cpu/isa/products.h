@@ -4,7 +4,7 @@
 // inputs where a multiplication takes a pair.
 #pragma once
 
-#include "cpu/residual_coupling.h"
+#include "cpu/linear.h"
 
 #include "convert.h"
 #include "multiply.h"
@@ -117,6 +117,16 @@ int multiply_block(int64_t left, const typename P::Input* a, int64_t a_pitch, co
   if (tall > 8 && left >= 8) return run(Constant<(tall > 8 ? 8 : 1)>{});
   if (left >= 4) return run(Constant<4>{});
   return left >= 2 ? run(Constant<2>{}) : run(Constant<1>{});
+}
+
+// Calls run(first, rows) for parts of the rows, at most a tile each and about as large as each other. All but the
+// last have an even number of rows.
+template <class Run>
+void in_tiles(int64_t first, int64_t last, Run run) {
+  const int64_t tiles = (last - first + tile_rows - 1) / tile_rows;
+  const int64_t even = tiles > 1 ? (last - first + tiles - 1) / tiles : tile_rows;
+  const int64_t rows = smaller(tile_rows, (even + tall - 1) / tall * tall);
+  for (; first < last; first += rows) run(first, smaller(rows, last - first));
 }
 
 // The inputs that a product goes through: the features, and zeros where several runs are side by side or make up pairs.

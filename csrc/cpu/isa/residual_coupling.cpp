@@ -9,27 +9,6 @@
 namespace fastflow::FASTFLOW_ISA {
 namespace {
 
-// 32 outputs of one of the matrices, which follow each other.
-template <class P>
-void pack(const ResidualCoupling& op, int64_t unit) {
-  for (int layer = 0; layer < op.layers; ++layer) {
-    const Linear& each = op.layer[layer];
-    const Operand& weight = each.weight;
-    const Packing straight = {weight.data, each.out, each.in, weight.row_stride, weight.stride[0], each.packed};
-    const Packing transposed = {weight.data, each.in, each.out, weight.stride[0], weight.row_stride, each.transposed};
-    for (const Packing* packing : {&straight, &transposed}) {
-      const int64_t units = packing->packed == nullptr ? 0 : places(packing->outputs) / 32;
-      if (unit < units) {
-        for (int64_t first = 32 * unit; first < 32 * unit + 32; first += panel<typename P::T>) {
-          Panel<P>(*packing, first).pack();
-        }
-        return;
-      }
-      unit -= units;
-    }
-  }
-}
-
 template <class P, class Map>
 void couple(const ResidualCoupling& op, const Results& results, const ResidualMlp<P>& mlp) {
   using T = typename P::T;
@@ -67,7 +46,7 @@ void couple(const ResidualCoupling& op, const Results& results, const ResidualMl
 
 void residual_coupling_pack(const ResidualCoupling& op, int64_t first, int64_t last) {
   with_products(op, [&](auto products) {
-    for (int64_t unit = first; unit < last; ++unit) pack<decltype(products)>(op, unit);
+    for (int64_t unit = first; unit < last; ++unit) pack_unit<decltype(products)>(op.layer, op.layers, unit);
   });
 }
 

@@ -4,6 +4,7 @@
 #include "blocks.h"
 #include "residual_mlp.h"
 #include "scale_maps.h"
+#include "weight_gradients.h"
 
 namespace fastflow::FASTFLOW_ISA {
 namespace {
@@ -67,27 +68,6 @@ void publish(const ResidualCoupling& op, int64_t rows, int64_t first) {
   pair_rows<Input>(from.grad_last, to.grad_last, rows, first, row_pitch(op.layer[op.layers - 1].out));
 }
 
-// A [rows, places] matrix of op.chunk.
-template <class P>
-struct Matrix {
-  using T = typename P::T;
-  using Input = typename P::Input;
-  const Input* data;
-  int64_t pitch;  // of P::fold rows
-
-  // Vectors of one place and the next ones, of each of P::fold rows.
-  FASTFLOW_INLINE void read(int64_t fold, int64_t column, Vec<T> (&rows)[P::fold]) const {
-    const Input* const from = data + fold * pitch + column * P::fold;
-    if constexpr (P::fold == 1) {
-      rows[0] = load(from);
-    } else {
-      const Vec<T> pair = load(reinterpret_cast<const T*>(from));
-      rows[0] = (Vec<T>)((UnsignedLanes<T>)pair << 16);
-      rows[1] = (Vec<T>)((UnsignedLanes<T>)pair & 0xffff0000u);
-    }
-  }
-};
-
 // The gradients of the weights: sums over the results of a chunk, added to those of the chunks before it.
 template <class P>
 class WeightGradients {
@@ -101,7 +81,7 @@ class WeightGradients {
     for (int layer = 0; layer < op_.layers; ++layer) {
       const int64_t units = places(op_.layer[layer].in) / 32;
       if (unit < units) {
-        for (int64_t column = unit * 32; column < unit * 32 + 32; column += panel<T>) add_weight(layer, column);
+        add_weight_gradient<P>(op_.layer[layer], input(layer), grad(layer), folds_, 32 * unit);
         if (unit == 0) add_vectors(layer);
         return;
       }
@@ -120,29 +100,7 @@ class WeightGradients {
   }
   Matrix<P> matrix(const char* all, int index, const Features& features) const {
     const int64_t pitch = row_pitch(features);
-    return {reinterpret_cast<const Input*>(all) + index * op_.chunk.capacity * pitch, pitch * P::fold};
-  }
-
-  void add_weight(int layer, int64_t column) const {
-    const Linear& each = op_.layer[layer];
-    const Matrix<P> inputs = input(layer), grads = grad(layer);
-    const int64_t size = each.in.size;
-    Vec<T> sums[tall][2];
-    for (int64_t part = 0; part < each.out.parts; ++part) {
-      const Input* const from = grads.data + part * each.out.pitch * P::fold;
-      T* to = static_cast<T*>(each.grad) + part * each.out.size * size + column;
-      for (int64_t row = 0; row < each.out.size;) {
-        const int done = multiply_block<P, true>(each.out.size - row, from + row * P::fold, grads.pitch,
-                                                 inputs.data + column * P::fold, inputs.pitch, folds_, sums);
-        for (int m = 0; m < done; ++m, ++row, to += size) {
-          for (int v = 0; v < 2; ++v) add(to + v * width<T>, sums[m][v], size - column - v * width<T>);
-        }
-      }
-    }
-  }
-
-  static FASTFLOW_INLINE void add(T* to, Vec<T> v, int64_t count) {
-    store_part(to, load_part(to, count) + v, count);
+    return {reinterpret_cast<const Input*>(all) + index * op_.chunk.capacity * pitch, pitch * P::fold, pitch};
   }
 
   void add_vectors(int layer) const {
@@ -150,28 +108,7 @@ class WeightGradients {
     const Matrix<P> grads = grad(layer);
     if (layer == 0) add_table(grads, each.out.size);
     if (layer == op_.layers - 1) add_norm(input(layer), grad(layer - 1), each.in.size);
-    for (int64_t part = 0; part < each.out.parts && each.grad_bias != nullptr; ++part) {
-      T* const to = static_cast<T*>(each.grad_bias) + part * each.out.size;
-      for (int64_t i = 0; i < each.out.size; i += width<T>) {
-        add(to + i, column_sums(grads, part * each.out.pitch + i, [](int64_t, Vec<T> v, int) { return v; }),
-            each.out.size - i);
-      }
-    }
-  }
-
-  // Of term(fold, numbers, row of the fold); in parts, so that few roundings follow each other.
-  template <class Term>
-  Vec<T> column_sums(const Matrix<P>& of, int64_t column, Term term) const {
-    Vec<T> sum = {}, rows[P::fold];
-    for (int64_t fold = 0; fold < folds_;) {
-      Vec<T> part = {};
-      for (const int64_t end = smaller(fold + 32, folds_); fold < end; ++fold) {
-        of.read(fold, column, rows);
-        for (int n = 0; n < P::fold; ++n) part += term(fold, rows[n], n);
-      }
-      sum += part;
-    }
-    return sum;
+    if (each.grad_bias != nullptr) add_bias_gradient(each, grads, folds_);
   }
 
   void add_table(const Matrix<P>& grads, int64_t size) const {
@@ -192,8 +129,8 @@ class WeightGradients {
   void add_norm(const Matrix<P>& outputs, const Matrix<P>& grads, int64_t size) const {
     for (int64_t i = 0; i < size; i += width<T>) {
       const Vec<T> scale = load(reinterpret_cast<const T*>(op_.norm_scale) + i);
-      const Vec<T> of_shift = column_sums(grads, i, [](int64_t, Vec<T> v, int) { return v; });
-      const Vec<T> of_scale = column_sums(grads, i, [&](int64_t fold, Vec<T> v, int n) {
+      const Vec<T> of_shift = column_sums(grads, folds_, i, [](int64_t, Vec<T> v, int) { return v; });
+      const Vec<T> of_scale = column_sums(grads, folds_, i, [&](int64_t fold, Vec<T> v, int n) {
         Vec<T> rows[P::fold];
         outputs.read(fold, i, rows);
         return v * rows[n];

@@ -31,16 +31,6 @@ struct Results {
   }
 };
 
-// Calls run(first, rows) for parts of the results, at most a tile each and about as large as each other. All but the
-// last have an even number of rows.
-template <class Run>
-void in_tiles(int64_t first, int64_t last, Run run) {
-  const int64_t tiles = (last - first + tile_rows - 1) / tile_rows;
-  const int64_t even = tiles > 1 ? (last - first + tiles - 1) / tiles : tile_rows;
-  const int64_t rows = smaller(tile_rows, (even + tall - 1) / tall * tall);
-  for (; first < last; first += rows) run(first, smaller(rows, last - first));
-}
-
 template <class P>
 class ResidualMlp {
  public:
