@@ -17,7 +17,8 @@ class MaskedAffine(AffineMADE):
     feedforward_digests = ("7fa089b7c88e",)
 
     def prepare(self) -> None:
-        self._keep_plan(Univariate(ScaleMap("softplus", eps=self._epsilon), shift=1), self.features, self.features)
+        univariate = Univariate(ScaleMap("softplus", eps=self._epsilon), shift_index=1)
+        self._keep_plan(univariate, self.features, self.features)
 
     def _first(self, network: Network, made: nn.Module, context: Tensor | None) -> int:
         added = None if context is None else made.activation(made.context_layer(context))

@@ -8,7 +8,7 @@ from fastflow.fusion.masked_network import Network, Unsupported
 from fastflow.fusion.univariate import Univariate
 from fastflow.ops.scale_map import ScaleMap
 
-_UNIVARIATE = Univariate(ScaleMap("sigmoid", bias=2.0, eps=1e-3), shift=1)
+_UNIVARIATE = Univariate(ScaleMap("sigmoid", bias=2.0, eps=1e-3), shift_index=1)
 
 
 class MaskedAffine(AffineMADE):
