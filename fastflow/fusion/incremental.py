@@ -14,7 +14,9 @@ from torch import Tensor
 from fastflow.fusion.masked_network import Node, Plan, evaluate
 from fastflow.fusion.univariate import Univariate
 
-CHUNK = 4 * 2**20  # numbers: all values of as many rows as make these are in the cache together
+# Numbers that the values of a chunk of rows hold. A stage reads what earlier ones wrote, which fewer rows keep in the
+# cache, at more calls. Caches differ by more than a factor of two, so that only the order of magnitude counts.
+CHUNK = 4 * 2**20
 
 Vectors = list[Tensor | None]
 Runs = tuple[Tensor, ...]  # of a value, one a stage
@@ -49,7 +51,7 @@ class Staged(NamedTuple):
         return x if place is None else x.index_select(dim, self.orders[place])
 
 
-def passes(conditioner: Callable[[Tensor], Tensor], univariate: Univariate, z: Tensor, count: int) -> Tensor:
+def solve_by_passes(conditioner: Callable[[Tensor], Tensor], univariate: Univariate, z: Tensor, count: int) -> Tensor:
     """What a network makes [B, features * parameters] of the x of z, by passes of all of it: the definition."""
     x = torch.zeros_like(z)
     for _ in range(count - 1):
@@ -57,25 +59,25 @@ def passes(conditioner: Callable[[Tensor], Tensor], univariate: Univariate, z: T
     return conditioner(x)
 
 
-def solve(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor) -> Tensor:
-    """What `passes` gives. Weights and vectors as in `Network`, all of z's dtype; z [B, features], B > 0."""
+def solve_by_stages(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor) -> Tensor:
+    """What `solve_by_passes` gives. Weights and vectors as in `Network`, all of z's dtype; z [B, features], B > 0."""
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (z, *weights, *vectors)):
-        return _Solve.apply(staged, len(weights), z, *weights, *vectors)
+        return _SolveByStages.apply(staged, len(weights), z, *weights, *vectors)
     with torch.no_grad():
-        return _solve(staged, weights, vectors, z)
+        return _in_chunks(staged, weights, vectors, z)
 
 
-def _solve(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor) -> Tensor:
+def _in_chunks(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor) -> Tensor:
     chunk = max(512, CHUNK // sum(sum(each.shape) for each in weights))
     weights, made = staged.sorted_weights(weights), []
     for start in range(0, len(z), chunk):
         rows = slice(start, start + chunk)
         own = [each if each is None or each.dim() == 1 else each[rows] for each in vectors]
-        made.append(staged.by_row(_advance(staged, weights, own, z[rows]), -1))
+        made.append(staged.by_row(_forward(staged, weights, own, z[rows]), -1))
     return made[0] if len(made) == 1 else torch.cat(made)
 
 
-def _advance(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor) -> Tensor:
+def _forward(staged: Staged, weights: list[Tensor], vectors: Vectors, z: Tensor) -> Tensor:
     """The network's output, sorted. A stage computes of every value what it can, and then its features."""
     nodes, univariate, plan, _ = staged
     z = staged.by_unit(z, 0)
@@ -149,12 +151,12 @@ def _scale(source: Runs, factor: Runs | None, shift: Runs | None, target: Runs) 
     return step
 
 
-class _Solve(torch.autograd.Function):
+class _SolveByStages(torch.autograd.Function):
     """Saves what it is given and its output."""
 
     @staticmethod
     def forward(ctx, staged, count, z, *tensors):
-        made = _solve(staged, list(tensors[:count]), list(tensors[count:]), z)
+        made = _in_chunks(staged, list(tensors[:count]), list(tensors[count:]), z)
         ctx.staged, ctx.count = staged, count
         ctx.save_for_backward(made, z, *tensors)
         return made
@@ -165,20 +167,20 @@ class _Solve(torch.autograd.Function):
         staged, wanted = ctx.staged, ctx.needs_input_grad[2:]
         weights, vectors = tensors[:ctx.count], tensors[ctx.count:]
         if torch.is_grad_enabled():  # under create_graph=True the gradients themselves are differentiated
-            made = passes(lambda x: evaluate(staged.nodes, weights, vectors, x)[-1], staged.univariate, z,
-                          staged.plan.stages)
-            return None, None, *_wanted(made, grad_made, (z, *tensors), wanted, create_graph=True)
+            made = solve_by_passes(lambda x: evaluate(staged.nodes, weights, vectors, x)[-1], staged.univariate, z,
+                                   staged.plan.stages)
+            return None, None, *_gradients(made, grad_made, (z, *tensors), wanted, create_graph=True)
         x = staged.univariate(z, made, inverse=True)[0].requires_grad_()
         leaves = [None if each is None else each.detach().requires_grad_(want)
                   for each, want in zip(tensors, wanted[1:], strict=True)]
         with torch.enable_grad():
             values = evaluate(staged.nodes, leaves[:ctx.count], leaves[ctx.count:], x)
-        grad_z, grad_made = _retreat(staged, weights, vectors, values, grad_made)
-        return None, None, grad_z, *_wanted(values[-1], grad_made, leaves, wanted[1:])
+        grad_z, grad_made = _backward(staged, weights, vectors, values, grad_made)
+        return None, None, grad_z, *_gradients(values[-1], grad_made, leaves, wanted[1:])
 
 
-def _wanted(output: Tensor, grad: Tensor, inputs: tuple[Tensor | None, ...], wanted: tuple[bool, ...],
-            create_graph: bool = False) -> list[Tensor | None]:
+def _gradients(output: Tensor, grad: Tensor, inputs: tuple[Tensor | None, ...], wanted: tuple[bool, ...],
+               create_graph: bool = False) -> list[Tensor | None]:
     """The gradients of the wanted inputs."""
     given = [each for each, want in zip(inputs, wanted, strict=True) if want]
     if not given:
@@ -187,8 +189,8 @@ def _wanted(output: Tensor, grad: Tensor, inputs: tuple[Tensor | None, ...], wan
     return [next(found) if want else None for want in wanted]
 
 
-def _retreat(staged: Staged, weights: list[Tensor], vectors: Vectors, values: list[Tensor], grad_made: Tensor,
-             ) -> tuple[Tensor, Tensor]:
+def _backward(staged: Staged, weights: list[Tensor], vectors: Vectors, values: list[Tensor], grad_made: Tensor,
+              ) -> tuple[Tensor, Tensor]:
     """Gradients of z, and of the network's output for z, of which `grad_made` is what does not come through x.
 
     A stage completes the gradient of its features, that of their parameters, and then that of all units of the stage.

@@ -171,7 +171,7 @@ class Plan(NamedTuple):
     buffers: tuple[int, ...]
 
 
-def plan(network: Network, features: int) -> tuple[Plan, Tensor]:
+def make_plan(network: Network, features: int) -> tuple[Plan, Tensor]:
     """(the plan, all orders in one int64 vector). Raises Unsupported if no order of the features is autoregressive."""
     stages_of = _stages_of_units(network, features)
     stages = int(stages_of[0].max()) + 1
@@ -199,18 +199,19 @@ def plan(network: Network, features: int) -> tuple[Plan, Tensor]:
 
 def _stages_of_units(network: Network, features: int) -> list[Tensor]:
     """[value] -> [units] the first stage that can compute each; of the input, the stage that makes each known."""
-    reads, masks = [torch.eye(features)], iter(network.masks)  # [value] -> [units, features], 1 where it depends on it
+    depends = [torch.eye(features)]  # [value] -> [units, features], 1 where the unit depends on the feature
+    masks = iter(network.masks)
     for node in network.nodes:
-        source = reads[node.source]
+        source = depends[node.source]
         if node.kind == "linear":
             source = ((next(masks) != 0).float().cpu() @ source).clamp(max=1)
         elif node.kind == "sum":
-            source = (source + reads[node.other]).clamp(max=1)
-        reads.append(source)
-    each = len(reads[-1]) // features
-    step = _generations(reads[-1].view(features, each, features).amax(1))
-    stages = [(units * (step + 1)).amax(1).long() for units in reads]
-    stages[0], stages[-1] = step.long(), step.long().repeat_interleave(each)
+            source = (source + depends[node.other]).clamp(max=1)
+        depends.append(source)
+    parameters = len(depends[-1]) // features
+    known = _stages_of_features(depends[-1].view(features, parameters, features).amax(1))
+    stages = [(units * (known + 1)).amax(1).long() for units in depends]
+    stages[0], stages[-1] = known.long(), known.long().repeat_interleave(parameters)
     for value, node in enumerate(network.nodes, 1):
         if node.kind == "sum" and not (
                 torch.equal(stages[node.source], stages[value]) and torch.equal(stages[node.other], stages[value])):
@@ -218,16 +219,16 @@ def _stages_of_units(network: Network, features: int) -> list[Tensor]:
     return stages
 
 
-def _generations(depends: Tensor) -> Tensor:
-    """The step of each feature: one after the last of those that it depends on. depends [features, features]."""
-    waits, step = depends.sum(1), torch.full((len(depends),), -1.0)
-    for generation in range(len(depends)):
-        ready = (waits == 0) & (step < 0)
-        step[ready] = generation
+def _stages_of_features(depends: Tensor) -> Tensor:
+    """[features] the stage after the last of those that each depends on. depends [features, features]."""
+    waits, stages = depends.sum(1), torch.full((len(depends),), -1.0)
+    for stage in range(len(depends)):
+        ready = (waits == 0) & (stages < 0)
+        stages[ready] = stage
         waits = waits - depends[:, ready].sum(1)
-    if (step < 0).any():
+    if (stages < 0).any():
         raise Unsupported("its masks make features depend on each other")
-    return step
+    return stages
 
 
 def _buffers(nodes: list[Node]) -> tuple[int, ...]:

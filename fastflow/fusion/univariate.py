@@ -10,10 +10,10 @@ from fastflow.ops.scale_map import ScaleMap, log_scale_slope, scale_of
 
 
 class Univariate(NamedTuple):
-    """The parameters of a feature lie next to each other; `shift` is the place of t among them, a has the other."""
+    """The parameters of a feature lie next to each other: t at `shift_index`, a at the other place."""
 
     scale_map: ScaleMap
-    shift: int = 0
+    shift_index: int = 0
 
     @property
     def parameters(self) -> int:
@@ -23,7 +23,7 @@ class Univariate(NamedTuple):
         """(z, log_det) of x [B, features] and a network's output [B, features * parameters]; or the inverse."""
         if self.parameters == 1:
             return affine_coupling(x, None, made, scale_map=self.scale_map, inverse=inverse)
-        packing = "scale_shift_interleaved" if self.shift else "shift_scale_interleaved"
+        packing = "scale_shift_interleaved" if self.shift_index else "shift_scale_interleaved"
         return affine_coupling_packed(x, made, packing=packing, scale_map=self.scale_map, inverse=inverse)
 
     def invert(self, z: Tensor, scale: Tensor | None, shift: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Univariate(NamedTuple):
     def split(self, made: Tensor) -> tuple[Tensor | None, Tensor]:
         """(a, t) [features, B] of a network's output [features * parameters, B]; a is None if there is none."""
         parts = made.view(-1, self.parameters, made.shape[1]).unbind(1)
-        return None if len(parts) == 1 else parts[1 - self.shift], parts[self.shift]
+        return None if len(parts) == 1 else parts[1 - self.shift_index], parts[self.shift_index]
 
     def slopes(self, x: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         """Of x = (z - t) / c, the derivatives by z [features, B] and by the parameters [features, parameters, B]."""
@@ -43,4 +43,4 @@ class Univariate(NamedTuple):
         settings = self.scale_map.index, self.scale_map.bias, self.scale_map.eps, self.scale_map.clamp
         by_z = 1 / scale_of(scale, None, *settings)[0]
         by_scale = -x * log_scale_slope(scale, None, *settings)
-        return by_z, torch.stack((by_scale, -by_z) if self.shift else (-by_z, by_scale), 1)
+        return by_z, torch.stack((by_scale, -by_z) if self.shift_index else (-by_z, by_scale), 1)

@@ -28,5 +28,5 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def by_stages(monkeypatch):
     """Autoregressive layers of any size are inverted by stages."""
-    monkeypatch.setattr(autoregressive, "SMALL", -1)
-    monkeypatch.setattr(autoregressive, "MANY", 0)
+    monkeypatch.setattr(autoregressive, "FEW_MULTIPLICATIONS", -1)
+    monkeypatch.setattr(autoregressive, "MANY_STAGES", 0)

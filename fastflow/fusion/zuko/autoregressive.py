@@ -1,36 +1,29 @@
 """zuko: masked affine and additive autoregressive layers. Parameters are interleaved t a t a."""
 
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
 from fastflow.fusion.autoregressive import Autoregressive
-from fastflow.fusion.layer import Layer, keep, original_class
+from fastflow.fusion.layer import Layer, keep
 from fastflow.fusion.masked_network import Network, Unsupported, expect
 from fastflow.fusion.univariate import Univariate
-from fastflow.fusion.zuko.couplings import scale_map, univariate_name
-from fastflow.fusion.zuko.functional import (
-    TRANSFORM_CODE,
-    Bijection,
-    check_features,
-    functional,
-    in_rows,
-    is_known,
-    out_of_rows,
-)
+from fastflow.fusion.zuko.functional import TRANSFORM_CODE, Conditional, built_by, functional, in_rows, is_known
+from fastflow.fusion.zuko.univariate import refuses_univariate, scale_map
 
 
 class LazyMaskedAutoregressive(Autoregressive):
     """MaskedAutoregressiveTransform with MonotonicAffineTransform or AdditiveTransform."""
 
     def prepare(self) -> None:
-        keep(self, "functional", functional(MaskedAutoregressive, _functional_class(self)))
-        width = self.hyper.in_features - _features(self)
+        features = self.hyper.out_features // self.total
+        keep(self, "functional", functional(MaskedAutoregressive, built_by(self, "AutoregressiveTransform")))
+        keep(self, "features", features)
+        width = self.hyper.in_features - features
         context = next(self.hyper.parameters()).new_zeros(1, width) if width else None
-        self._keep_plan(Univariate(scale_map(self.univariate)), _features(self), self.passes, context)
+        self._keep_plan(Univariate(scale_map(self.univariate)), features, self.passes, context)
 
     def forward(self, c: Tensor | None = None) -> Transform:
         return self._fused_functional(self, c)
@@ -46,7 +39,7 @@ class LazyMaskedAutoregressive(Autoregressive):
 
     def _network(self, context: Tensor | None) -> Network:
         expect(self.hyper)
-        features, network, value = _features(self), Network(), 0
+        features, network, value = self._fused_features, Network(), 0
         if self.hyper.in_features != features + (0 if context is None else context.shape[1]):
             raise Unsupported("its context is another than its network's")
         for index, part in enumerate(self.hyper):
@@ -73,58 +66,27 @@ def _sequence(network: Network, value: int, parts: Iterable[nn.Module]) -> int:
     return value
 
 
-class MaskedAutoregressive(Bijection):
+class MaskedAutoregressive(Conditional):
     """AutoregressiveTransform of a fused layer."""
-
-    def __init__(self, layer: LazyMaskedAutoregressive, context: Tensor | None) -> None:
-        Transform.__init__(self)
-        self.layer, self.context = layer, context
-
-    @property
-    def meta(self) -> partial:
-        return partial(self.layer.meta, self.context)
 
     @property
     def passes(self) -> int:
         return self.layer.passes
 
-    def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """(z [..., features], log_det [...]) of x; leading dims of x and the context are broadcast."""
-        layer, context, leading = self.layer, self.context, x.shape[:-1]
-        check_features("MaskedAutoregressiveTransform", x, _features(layer))
-        if context is not None:
-            leading = torch.broadcast_shapes(leading, context.shape[:-1])
-            context = context.expand(*leading, context.shape[-1])
-        rows = in_rows(x, leading)
-        if inverse:
-            z, log_det = layer._inverted(rows, None if context is None else in_rows(context, leading))
-        else:
-            made = layer._condition(x.expand(*leading, x.shape[-1]), context)
-            z, log_det = layer._fused_univariate(rows, in_rows(made, leading))
-        return out_of_rows(z, log_det, leading)
-
-
-def _features(layer: nn.Module) -> int:
-    return layer.hyper.out_features // layer.total
-
-
-def _functional_class(layer: nn.Module) -> type[Transform] | None:
-    return original_class(layer).forward.__globals__.get("AutoregressiveTransform")
+    def map_rows(self, x: Tensor, leading: torch.Size, inverse: bool) -> tuple[Tensor, Tensor]:
+        layer, context = self.layer, self.context
+        if not inverse:
+            return layer._fused_univariate(x, in_rows(layer.hyper(self.with_context(x, leading)), leading))
+        return layer._inverted(x, None if context is None else in_rows(context, leading))
 
 
 def _refuses(layer: nn.Module) -> str:
-    if not is_known(_functional_class(layer), _FUNCTIONAL, (*TRANSFORM_CODE, "call_and_ladj")):
+    if not is_known(built_by(layer, "AutoregressiveTransform"), _FUNCTIONAL, (*TRANSFORM_CODE, "call_and_ladj")):
         return "its AutoregressiveTransform is not that of a known zuko release"
     network = type(layer.hyper)
     if network.__name__ != "MaskedMLP" or network.forward is not nn.Sequential.forward:
         return f"its network is a {network.__name__}"
-    known = scale_map(layer.univariate)
-    if known is None:
-        return univariate_name(layer)
-    expected = [()] if known.kind == "additive" else [(), ()]
-    if [tuple(shape) for shape in layer.shapes] != expected:
-        return f"its shapes are {layer.shapes}, expected {expected}"
-    return ""
+    return refuses_univariate(layer)
 
 
 _FUNCTIONAL, _RESIDUAL = "8896e843e2fe", ("3bb1ab21892d",)

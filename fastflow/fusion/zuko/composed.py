@@ -3,15 +3,15 @@
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from fastflow.fusion.layer import Arithmetic, Layer, keep, original_class
-from fastflow.fusion.zuko.functional import functional, is_known
+from fastflow.fusion.layer import Arithmetic, Layer, keep
+from fastflow.fusion.zuko.functional import built_by, functional, is_known
 
 
 class LazyComposed(Arithmetic):
     """LazyComposedTransform."""
 
     def prepare(self) -> None:
-        keep(self, "functional", functional(Composed, _functional_class(self)))
+        keep(self, "functional", functional(Composed, built_by(self, "ComposedTransform")))
 
     def forward(self, c: Tensor | None = None) -> Transform:
         return self._fused_functional(*[each(c) for each in self.transforms])
@@ -30,12 +30,8 @@ class Composed:
         self.codomain_dim = self.domain_dim + gained
 
 
-def _functional_class(layer: nn.Module) -> type[Transform] | None:
-    return original_class(layer).forward.__globals__.get("ComposedTransform")
-
-
 def _refuses(layer: nn.Module) -> str:
-    if not is_known(_functional_class(layer), "4c57a9feb0e1", ("__init__",)):
+    if not is_known(built_by(layer, "ComposedTransform"), "4c57a9feb0e1", ("__init__",)):
         return "its ComposedTransform is not that of a known zuko release"
     return "" if len(layer.transforms) else "it has no transforms"
 

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from fastflow.fusion.layer import Arithmetic, Layer, keep, original_class
-from fastflow.fusion.zuko.couplings import scale_map, univariate_name
+from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.fusion.zuko.functional import (
     TRANSFORM_CODE,
     Bijection,
+    built_by,
     check_features,
     functional,
     in_rows,
     is_known,
     out_of_rows,
 )
+from fastflow.fusion.zuko.univariate import refuses_univariate, scale_map
 from fastflow.ops.affine_coupling import affine_coupling_packed
 
 
@@ -25,7 +26,7 @@ class LazyElementWise(Arithmetic):
     """ElementWiseTransform with MonotonicAffineTransform."""
 
     def prepare(self) -> None:
-        keep(self, "functional", functional(ElementWise, _functional_class(self)))
+        keep(self, "functional", functional(ElementWise, built_by(self, "DependentTransform")))
         keep(self, "map", scale_map(self.univariate))
 
     def forward(self, c: Tensor | None = None) -> Transform:
@@ -62,21 +63,13 @@ class ElementWise(Bijection):
         return out_of_rows(z, log_det, leading)
 
 
-def _functional_class(layer: nn.Module) -> type[Transform] | None:
-    return original_class(layer).forward.__globals__.get("DependentTransform")
-
-
 def _refuses(layer: nn.Module) -> str:
-    if not is_known(_functional_class(layer), "89e5b6ec99fb", (*TRANSFORM_CODE, "call_and_ladj", "inv")):
+    if not is_known(built_by(layer, "DependentTransform"), "89e5b6ec99fb", (*TRANSFORM_CODE, "call_and_ladj", "inv")):
         return "its DependentTransform is not that of a known zuko release"
-    known = scale_map(layer.univariate)
-    if known is None or known.kind == "additive":
-        return univariate_name(layer)
-    if not hasattr(layer, "hyper"):
+    reason = refuses_univariate(layer, additive=False)
+    if not reason and not hasattr(layer, "hyper"):
         return "its parameters are of its own, for which PyTorch's operations are as fast"
-    if [tuple(shape) for shape in layer.shapes] != [(), ()]:
-        return f"its shapes are {layer.shapes}, expected [(), ()]"
-    return ""
+    return reason
 
 
 LAYERS = (

@@ -5,13 +5,13 @@ shapes and caches are the original's.
 """
 
 import copyreg
-from functools import cache
+from functools import cache, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions.transforms import Transform, _InverseTransform
 
-from fastflow.fusion.layer import digest
+from fastflow.fusion.layer import digest, original_class
 
 
 class _Made(type):
@@ -26,6 +26,12 @@ def functional(mixin: type, original: type) -> type:
 
 
 copyreg.pickle(_Made, lambda made: (functional, made.__bases__))
+
+
+def built_by(layer: nn.Module, name: str) -> type | None:
+    """The functional class of this name that the layer's own forward builds."""
+    return original_class(layer).forward.__globals__.get(name)
+
 
 TRANSFORM_CODE = ("__init__", "_call", "_inverse", "log_abs_det_jacobian")
 
@@ -62,6 +68,36 @@ class Inverse(_InverseTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._inv.map(x, inverse=True)
+
+
+class Conditional(Bijection):
+    """The transform that a fused layer builds for a context. Leading dims of x and the context are broadcast."""
+
+    def __init__(self, layer: nn.Module, context: Tensor | None) -> None:
+        Transform.__init__(self)
+        self.layer, self.context = layer, context
+
+    @property
+    def meta(self) -> partial:
+        return partial(self.layer.meta, self.context)
+
+    def map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """(z [..., features], log_det [...]) of x."""
+        check_features(type(self.layer).__name__, x, self.layer._fused_features)
+        leading = x.shape[:-1]
+        if self.context is not None:
+            leading = torch.broadcast_shapes(leading, self.context.shape[:-1])
+        return out_of_rows(*self.map_rows(in_rows(x, leading), leading, inverse), leading)
+
+    def map_rows(self, x: Tensor, leading: torch.Size, inverse: bool) -> tuple[Tensor, Tensor]:
+        """(z, log_det [rows]) of x [rows, features]."""
+        raise NotImplementedError
+
+    def with_context(self, x: Tensor, leading: torch.Size) -> Tensor:
+        """What the layer's network reads: x [rows, n] as [*leading, n], the context behind it."""
+        if len(leading) != 1:
+            x = x.view(*leading, x.shape[1])
+        return x if self.context is None else torch.cat([x, self.context.expand(*leading, -1)], -1)
 
 
 def in_rows(x: Tensor, leading: torch.Size) -> Tensor:
