@@ -48,11 +48,15 @@ class Stored(nn.Module):
         return self.made.clone()
 
 
-class Conditioner(nn.Sequential):
+class Conditioner(nn.Module):
     """Takes nflows' context and ignores it."""
 
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*layers)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return super().forward(x)
+        return self.net(x)
 
 
 def conditioner(hidden: int, rows: int, inputs: int, outputs: int) -> nn.Module:

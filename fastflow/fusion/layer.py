@@ -150,5 +150,5 @@ def digest(cls: type, methods: tuple[str, ...]) -> str:
 
 def is_customised(module: nn.Module) -> bool:
     """Whether a call of the module itself does something else than its class's forward."""
-    return "forward" in vars(module) or any(getattr(module, name) for name in (
-        "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+    return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks)

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastflow.fusion import freia, nflows, normflows, zuko
 from fastflow.fusion.layer import Layer, arithmetic_of, digest, is_customised, is_fused, original_class, swap, swap_back
+from fastflow.fusion.mlp import Mlp, is_mlp
 
 log = logging.getLogger("fastflow")
 SCOPES = ("layer",)
@@ -35,7 +36,7 @@ def fuse(module: nn.Module, scope: str = "layer") -> nn.Module:
     """Swaps the arithmetic of the known layers of an nflows, normflows, FrEIA or zuko model in place; returns it.
 
     Each keeps its class (it becomes a subclass), parameters, buffers, hooks and place; what is computed is the same
-    function by one kernel. Unknown layers, and known ones with settings or code that no formula here is for, stay as
+    function by one kernel. So are conditioners that are an `nn.Sequential` of linear layers and (leaky) rectifiers. Unknown layers, and known ones with settings or code that no formula here is for, stay as
     they are. The logger "fastflow" tells of both (level INFO); a release of a library that is not tested is warned of
     once. Twice is harmless; `unfuse` undoes it. `supported_layers` prints what is known.
 
@@ -57,7 +58,11 @@ def fuse(module: nn.Module, scope: str = "layer") -> nn.Module:
             if known is not None:
                 swap(layer, known.arithmetic)
         found.append(Found(name or "the model itself", original_class(layer).__name__, reason))
-    _report(found)
+    conditioners = [each for each in module.modules() if is_mlp(each)]
+    for each in conditioners:
+        if not is_fused(each):
+            swap(each, Mlp)
+    _report(found, len(conditioners))
     return module
 
 
@@ -111,6 +116,8 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     replaced: set[str] = set()
     for name, layer in module.named_modules():
         if name in replaced:
+            continue
+        if isinstance(layer, Mlp):
             continue
         if is_fused(layer) or _namesakes(type(layer)) or _library(layer):
             yield name, layer
@@ -177,8 +184,8 @@ def _warn_of_untested(library: str) -> None:
                       "left as they are", stacklevel=4)
 
 
-def _report(found: list[Found]) -> None:
+def _report(found: list[Found], conditioners: int) -> None:
     fused = [each for each in found if not each.reason]
-    log.info("fuse: %d of %d layers of the flow are fused", len(fused), len(found))
+    log.info("fuse: %d of %d layers of the flow are fused, and %d conditioners", len(fused), len(found), conditioners)
     for each in found:
         log.info("fuse: %s (%s) %s", each.name, each.kind, f"is left: {each.reason}" if each.reason else "is fused")

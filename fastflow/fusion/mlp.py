@@ -1,0 +1,94 @@
+"""Conditioners that are linear layers with (leaky) rectifiers in between: an nn.Sequential or a class made of one.
+
+On the CPU they are one op. Its layers are looked at in every call, so that those which were replaced, hooked or
+parametrised since are called as PyTorch would, and so is everything where its products or its compiler do better.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fastflow import _backend
+from fastflow.fusion.layer import Arithmetic, digest, is_customised
+from fastflow.ops._define import under_transform
+from fastflow.ops.mlp import compute
+
+# Fewer rows do not pay for packing the weights, and wider layers keep PyTorch's own products busy.
+_FEWEST_ROWS, _WIDEST = 64, 256
+
+
+class Mlp(Arithmetic):
+    """The call of an `nn.Sequential`, as one op where `serves` and `layers_of` find that it can be."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        found = layers_of(self) if serves(input) else None
+        if found is None or not _fits(input, found[0]):
+            return super().forward(input)
+        if input.dim() == 2:
+            return compute(input, *found)
+        return compute(input.flatten(0, -2), *found).unflatten(0, input.shape[:-1])
+
+
+def is_mlp(module: nn.Module) -> bool:
+    """Whether the module is one that `Mlp` is for."""
+    return (isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+            and not is_customised(module) and layers_of(module) is not None)
+
+
+def serves(x: Tensor) -> bool:
+    """Whether x is what the kernels take, in a call that is nothing but its numbers."""
+    return (type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+            and x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1] and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing() and not under_transform()
+            and not _has_any_global_hook() and _backend.forced() in (None, "cpu")
+            and _backend.state("cpu").status == "available")
+
+
+def layers_of(module: nn.Sequential) -> tuple[list[Tensor], float] | None:
+    """(W_1, b_1, W_2, ..., slope) of the layers as they are now; None unless they are linear and rectify in turn."""
+    parameters, slope = [], None
+    for n, part in enumerate(module._modules.values()):
+        if is_customised(part):
+            return None
+        if n % 2:
+            own = _slope(part)
+            if own is None or slope not in (None, own):
+                return None
+            slope = own
+        elif _is_linear(type(part)) and part.bias is not None and part.weight.dim() == 2:
+            parameters += part.weight, part.bias
+        else:
+            return None
+    return (parameters, slope) if slope is not None and n % 2 == 0 else None
+
+
+def _slope(activation: nn.Module) -> float | None:
+    if type(activation) is nn.ReLU:
+        return 0.0
+    if type(activation) is nn.LeakyReLU and activation.negative_slope >= 0:
+        return float(activation.negative_slope)
+    return None
+
+
+_ZUKO_LINEAR = "08a3ffae792f"
+
+
+@cache
+def _is_linear(cls: type[nn.Module]) -> bool:
+    return cls is nn.Linear or (cls.__name__ == "Linear" and digest(cls, ("forward",)) == _ZUKO_LINEAR)
+
+
+def _fits(x: Tensor, parameters: list[Tensor]) -> bool:
+    """Whether the parameters are x's and each other's; where they are not PyTorch says so."""
+    width = x.shape[-1]
+    for n in range(0, len(parameters), 2):
+        weight, bias = parameters[n], parameters[n + 1]
+        if (weight.shape[1] != width or width > _WIDEST or weight.dtype != x.dtype or bias.dtype != x.dtype
+                or weight.device != x.device or bias.device != x.device):
+            return False
+        width = weight.shape[0]
+        if bias.shape != (width,):
+            return False
+    return width <= _WIDEST
