@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastflow.fusion.layer import Arithmetic, Layer, digest, is_fused, keep, swap
-from fastflow.fusion.linear import entries_to_factors, keep_entries, lu_linear, lu_product, reordered
+from fastflow.fusion.linear import entries_to_factors, keep_entries, lu_linear, lu_product
 from fastflow.ops._checks import COMPUTE_DTYPE
 from fastflow.ops.channel_map import ChannelMap, channel_map
 from fastflow.ops.channel_mix import MOST_CHANNELS, map_channels
 from fastflow.ops.invert import matrix_log_det
+from fastflow.ops.permute import reordered
 
 _FEW = 32  # channels below which PyTorch's own gradient of two inverses is as fast as that of solves
 

@@ -11,8 +11,7 @@ from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.fusion.linear import lu_product, pays
 from fastflow.fusion.zuko.functional import Bijection, check_features, functional, in_rows, is_known, out_of_rows
 from fastflow.ops._checks import compute_dtype
-from fastflow.ops._define import under_transform
-from fastflow.ops.permute import _Permute
+from fastflow.ops.permute import reordered
 
 
 class LazyUnconditional(Arithmetic):
@@ -87,9 +86,8 @@ class Permutation(Rows):
         self.features = order.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        there, back = (self.back, self.order) if inverse else (self.order, self.back)
-        z = x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
-        return z, x.new_zeros(x.shape[0])
+        order = (self.back, self.order) if inverse else (self.order, self.back)
+        return reordered(x, order), x.new_zeros(x.shape[0])
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
