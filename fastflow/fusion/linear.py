@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastflow.fusion.layer import keep
 from fastflow.ops._checks import COMPUTE_DTYPE
-from fastflow.ops._define import under_transform
+from fastflow.ops._define import under_transform, without_autocast
 from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.channel_mix import MOST_CHANNELS, map_channels
 from fastflow.ops.permute import Order, reordered
@@ -114,14 +114,12 @@ def _of_every_row(log_abs_det: Tensor, x: Tensor) -> Tensor:
 
 def _of_rows(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """function of the pixels as rows [N, D] in the compute dtype; the result lies channels last."""
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return _of_rows(x, function)
     dtype = COMPUTE_DTYPE[x.dtype]
-    if x.dim() == 2:
-        return function(x) if x.dtype == dtype else function(x.to(dtype)).to(x.dtype)
-    rows = x.movedim(1, -1).to(dtype)
-    return function(rows.reshape(-1, x.shape[1])).view(rows.shape).movedim(-1, 1).to(x.dtype)
+    with without_autocast(x):
+        if x.dim() == 2:
+            return function(x) if x.dtype == dtype else function(x.to(dtype)).to(x.dtype)
+        rows = x.movedim(1, -1).to(dtype)
+        return function(rows.reshape(-1, x.shape[1])).view(rows.shape).movedim(-1, 1).to(x.dtype)
 
 
 def _multiply(factors: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
@@ -164,7 +162,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         factors, inverse = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad):
             if inverse is None:
                 lower, upper = grad @ factors.triu().mT, torch.addmm(grad, factors.tril(-1).mT, grad)
                 return lower.tril(-1) + upper.triu(), None

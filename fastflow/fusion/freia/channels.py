@@ -1,11 +1,10 @@
 """FrEIA: fixed or learned maps of the channels, by a permutation where the matrix is one."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastflow.ops._define import without_autocast
 from fastflow.ops.packing import has_channels_last
 from fastflow.ops.permute import reordered
 
@@ -25,15 +24,9 @@ def permuted(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     return reordered(x, (order, back))
 
 
-def unrounded(x: Tensor) -> AbstractContextManager:
-    """In it, products are taken in x's dtype under autocast too."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
 def mixed(x: Tensor, matrix: Tensor) -> Tensor:
     """matrix times the channels of every pixel, laid out like x."""
-    with unrounded(x):
+    with without_autocast(x):
         if x.dim() == 2:
             return F.linear(x, matrix)
         if has_channels_last(x):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastflow._backend import _constant_to_the_compiler
 from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, keep, original_class
 from fastflow.ops._checks import COMPUTE_DTYPE
+from fastflow.ops._define import without_autocast
 from fastflow.ops.elementwise_affine import elementwise_affine
 
 _LEAST = 2**16  # numbers of an image batch from which on the kernel is faster, backwards too
@@ -106,9 +107,8 @@ class ClassAffineConst(Arithmetic):
         if not _broadcasts(self.shape, row):
             return super().inverse(z, y) if inverse else super().forward(z, y)
         if torch.is_autocast_enabled(z.device.type):
-            with torch.autocast(z.device.type, enabled=False):
-                s, t = self._of_classes(y.to(self.s_cc.dtype))
-        else:
+            y = y.to(self.s_cc.dtype)
+        with without_autocast(z):
             s, t = self._of_classes(y)
         log_scale = -s if inverse else s
         log_det, scale = log_scale.flatten(1).sum(1), torch.exp(log_scale)
