@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.fusion.layer import keep
-from fastflow.ops._define import under_transform
-from fastflow.ops.permute import _Permute
+from fastflow.ops.permute import reordered
 
 
 def keep_split(layer: nn.Module, passive: list[int], active: list[int]) -> None:
@@ -31,18 +30,14 @@ def _as_slice(indices: list[int]) -> slice | None:
 
 def gathered(layer: nn.Module, x: Tensor) -> Tensor:
     """x with its channels in the order of the layer's `_fused_split`."""
-    return _reordered(x, layer._fused_order, layer._fused_back)
+    order = layer._fused_order
+    return x if order is None else reordered(x, (order, layer._fused_back))
 
 
 def scattered(layer: nn.Module, z: Tensor) -> Tensor:
     """Undoes `gathered`."""
-    return _reordered(z, layer._fused_back, layer._fused_order)
-
-
-def _reordered(x: Tensor, there: Tensor | None, back: Tensor | None) -> Tensor:
-    if there is None:
-        return x
-    return x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
+    order = layer._fused_order
+    return z if order is None else reordered(z, (layer._fused_back, order))
 
 
 def conditioned(conditioner: nn.Module, given: Tensor, *context: Tensor | None) -> Tensor:

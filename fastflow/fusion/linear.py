@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from fastflow.fusion.layer import keep
 from fastflow.ops._checks import COMPUTE_DTYPE
-from fastflow.ops._define import under_transform
+from fastflow.ops._define import under_transform, without_autocast
 from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.channel_mix import MOST_CHANNELS, map_channels
-
-Order = tuple[Tensor, Tensor]  # a permutation and its inverse
+from fastflow.ops.permute import Order, reordered
 
 # From so many rows a feature, and so many numbers, W or its inverse pays: measured from 8 to 256 features.
 _ROWS_A_FEATURE, _NUMBERS, _NUMBERS_INVERSE = 4, 2**16, 2**14
@@ -44,27 +43,6 @@ def entries_to_factors(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Te
     diagonal = F.softplus(diagonal) + layer.eps
     entries = reordered(torch.cat([lower, upper, diagonal]), (layer._fused_entries, layer._fused_entries_back), 0)
     return entries.view(layer.features, layer.features), diagonal.log().sum()
-
-
-class _Reordered(torch.autograd.Function):
-    """The gradient of a selection is a sum into place; that of a permutation is a selection too."""
-
-    @staticmethod
-    def forward(ctx, x, there, back, dim):
-        ctx.dim = dim
-        ctx.save_for_backward(there, back)
-        return x.index_select(dim, there)
-
-    @staticmethod
-    def backward(ctx, grad):
-        there, back = ctx.saved_tensors
-        return _Reordered.apply(grad, back, there, ctx.dim), None, None, None
-
-
-def reordered(x: Tensor, order: Order, dim: int = 1) -> Tensor:
-    """x with what was at place order[0][i] of a dim in place i."""
-    plain = under_transform() or not (x.requires_grad and torch.is_grad_enabled())
-    return x.index_select(dim, order[0]) if plain else _Reordered.apply(x, *order, dim)
 
 
 def lu_linear(x: Tensor, factors: Tensor, log_abs_det: Tensor, bias: Tensor | None = None, *,
@@ -136,14 +114,12 @@ def _of_every_row(log_abs_det: Tensor, x: Tensor) -> Tensor:
 
 def _of_rows(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """function of the pixels as rows [N, D] in the compute dtype; the result lies channels last."""
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return _of_rows(x, function)
     dtype = COMPUTE_DTYPE[x.dtype]
-    if x.dim() == 2:
-        return function(x) if x.dtype == dtype else function(x.to(dtype)).to(x.dtype)
-    rows = x.movedim(1, -1).to(dtype)
-    return function(rows.reshape(-1, x.shape[1])).view(rows.shape).movedim(-1, 1).to(x.dtype)
+    with without_autocast(x):
+        if x.dim() == 2:
+            return function(x) if x.dtype == dtype else function(x.to(dtype)).to(x.dtype)
+        rows = x.movedim(1, -1).to(dtype)
+        return function(rows.reshape(-1, x.shape[1])).view(rows.shape).movedim(-1, 1).to(x.dtype)
 
 
 def _multiply(factors: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
@@ -186,7 +162,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         factors, inverse = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad):
             if inverse is None:
                 lower, upper = grad @ factors.triu().mT, torch.addmm(grad, factors.tril(-1).mT, grad)
                 return lower.tril(-1) + upper.triu(), None

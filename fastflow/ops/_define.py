@@ -1,8 +1,10 @@
-"""What defining an op takes, once for all ops: schema, fallback, fake, the CUDA key, and who serves a call."""
+"""What defining an op takes, once for all ops: schema, fallback, fake, CUDA key, who serves a call, its precision."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from fastflow import _backend
 
@@ -53,3 +55,9 @@ class Op:
 def under_transform() -> bool:
     """Whether a `torch.func` transform or forward-mode AD is active: then the differentiable reference serves."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """In it, products are taken in the dtypes of their factors, whatever autocast asks for on x's device."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -10,19 +10,28 @@ from torch import Tensor
 from fastflow.ops._checks import bad_dtype, bad_shape, bad_type, check_device, check_dims, is_readable
 from fastflow.ops._define import under_transform
 
+Order = tuple[Tensor, Tensor]  # a permutation and its inverse
 
-class _Permute(torch.autograd.Function):
+
+class _Reordered(torch.autograd.Function):
     """The gradient of a selection is a sum into place; that of a permutation is a selection too."""
 
     @staticmethod
-    def forward(ctx, x, there, back):
+    def forward(ctx, x, there, back, dim):
+        ctx.dim = dim
         ctx.save_for_backward(there, back)
-        return x.index_select(1, there)
+        return x.index_select(dim, there)
 
     @staticmethod
     def backward(ctx, grad_z):
         there, back = ctx.saved_tensors
-        return _Permute.apply(grad_z, back, there), None, None
+        return reordered(grad_z, (back, there), ctx.dim), None, None, None
+
+
+def reordered(x: Tensor, order: Order, dim: int = 1) -> Tensor:
+    """x with what was at place order[0][i] of a dim in place i. Arguments are trusted."""
+    plain = not (x.requires_grad and torch.is_grad_enabled()) or under_transform()
+    return x.index_select(dim, order[0]) if plain else _Reordered.apply(x, *order, dim)
 
 
 def inverted(op: str, permutation: object) -> Tensor:
@@ -57,10 +66,8 @@ def permute(x: Tensor, permutation: Tensor, *, inverse: bool = False) -> Tensor:
     if not isinstance(x, Tensor):
         raise bad_type(op, "x", x)
     check_dims(op, x)
-    there, back = permutation, inverted(op, permutation)
+    order = permutation, inverted(op, permutation)
     if len(permutation) != x.shape[1]:
         raise bad_shape(op, "permutation", permutation, tuple(x.shape[1:2]), "to match the channels of x")
     check_device(op, x, permutation=permutation)
-    if inverse:
-        there, back = back, there
-    return x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
+    return reordered(x, order[::-1] if inverse else order)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastflow import _backend
-from fastflow.fusion.freia.channels import taken
+from fastflow.fusion.freia.channels import permuted
 from fastflow.ops._define import under_transform
 from fastflow.ops.act_norm import backward_reference as scaling_backward
 from fastflow.ops.affine_coupling import backward_reference as coupling_backward
@@ -40,12 +40,12 @@ class _CoupledAndScaled(torch.autograd.Function):
         z, log_det = torch.ops.fastflow.act_norm.default(y, offset, log_scale, log_det, False, False)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y, parameters, offset, log_scale, back)
-        return z if order is None else taken(z, order), log_det, y
+        ctx.save_for_backward(y, parameters, offset, log_scale, order, back)
+        return z if order is None else permuted(z, order, back), log_det, y
 
     @staticmethod
     def backward(ctx, grad_z, grad_log_det, grad_y):
-        y, parameters, offset, log_scale, back = ctx.saved_tensors
+        y, parameters, offset, log_scale, order, back = ctx.saved_tensors
         # Under create_graph=True the gradients themselves are differentiated: only the references can be.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         scaling = scaling_backward if differentiable else torch.ops.fastflow.act_norm_backward.default
@@ -54,7 +54,7 @@ class _CoupledAndScaled(torch.autograd.Function):
             grad_z = torch.zeros_like(y)
             y = grad_z if grad_y is None else y  # then it may have overflowed, and 0 times infinity is NaN
         elif back is not None:
-            grad_z = taken(grad_z, back)
+            grad_z = permuted(grad_z, back, order)
         grad, grad_offset, grad_log_scale = scaling(grad_z, grad_log_det, y, offset, log_scale, False, False, True)
         grad = grad if grad_y is None else grad + grad_y
         grad_x, grad_parameters, _ = coupling(grad, grad_log_det, y, *unpack(parameters, PACKING), None, None,

@@ -1,13 +1,12 @@
 """FrEIA: fixed or learned maps of the channels, by a permutation where the matrix is one."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastflow.ops._define import under_transform
+from fastflow.ops._define import without_autocast
 from fastflow.ops.packing import has_channels_last
+from fastflow.ops.permute import reordered
 
 
 def as_permutation(matrix: Tensor) -> Tensor | None:
@@ -20,41 +19,14 @@ def as_permutation(matrix: Tensor) -> Tensor | None:
 
 def permuted(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     """z[:, i] = x[:, order[i]], laid out like x; `back` is the inverse permutation."""
-    if under_transform() or not torch.is_grad_enabled():
-        return taken(x, order)
-    return _Permuted.apply(x, order, back)
-
-
-def taken(x: Tensor, order: Tensor) -> Tensor:
-    """`permuted` with autograd's own gradient, which sums into place."""
     if has_channels_last(x):
-        return x.movedim(1, -1).index_select(-1, order).movedim(-1, 1)
-    return x.index_select(1, order)
-
-
-class _Permuted(torch.autograd.Function):
-    """The gradient of a selection is a sum into place; that of a permutation is a selection too."""
-
-    @staticmethod
-    def forward(ctx, x, order, back):
-        ctx.save_for_backward(order, back)
-        return taken(x, order)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        order, back = ctx.saved_tensors
-        return _Permuted.apply(grad_z, back, order), None, None
-
-
-def unrounded(x: Tensor) -> AbstractContextManager:
-    """In it, products are taken in x's dtype under autocast too."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        return reordered(x.movedim(1, -1), (order, back), -1).movedim(-1, 1)
+    return reordered(x, (order, back))
 
 
 def mixed(x: Tensor, matrix: Tensor) -> Tensor:
     """matrix times the channels of every pixel, laid out like x."""
-    with unrounded(x):
+    with without_autocast(x):
         if x.dim() == 2:
             return F.linear(x, matrix)
         if has_channels_last(x):

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastflow.fusion.freia.channels import mixed, permuted, reflections, unrounded
+from fastflow.fusion.freia.channels import mixed, permuted, reflections
 from fastflow.fusion.layer import Arithmetic, Layer, anything
+from fastflow.ops._define import without_autocast
 
 
 class Permuted(Arithmetic):
@@ -22,7 +23,7 @@ class Linear(Arithmetic):
 
     def forward(self, x, rev=False, jac=True):
         x, b, log_det = x[0], self.b, self.logDetM.expand(x[0].shape[0])
-        with unrounded(x):
+        with without_autocast(x):
             if rev:
                 return ((x - b if isinstance(b, Tensor) else x).mm(self.M_inv),), -log_det
             return (torch.addmm(b, x, self.M) if isinstance(b, Tensor) else x.mm(self.M),), log_det
@@ -44,7 +45,7 @@ class Orthogonal(Arithmetic):
     def forward(self, x, rev=False, jac=True):
         x, log_scale = x[0], self._log_e(self.scaling)
         log_det = log_scale.sum(1).expand(x.shape[0])
-        with unrounded(x):
+        with without_autocast(x):
             if rev:
                 return [torch.addcmul(-self.bias, x, torch.exp(-log_scale)).mm(self.weights.t())], -log_det
             scale = torch.exp(log_scale)
@@ -56,7 +57,7 @@ class Reflected(Arithmetic):
 
     def forward(self, x, c=(), rev=False, jac=True):
         x = x[0]
-        with unrounded(x):
+        with without_autocast(x):
             if self.fixed:
                 return [x.mm(self.W.t() if rev else self.W)], 0.0
             vectors, combined = (each.to(x.dtype) for each in reflections(self.Vs))

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from fastflow.fusion.freia.channels import unrounded
 from fastflow.fusion.layer import Arithmetic, Layer, anything, keep
+from fastflow.ops._define import without_autocast
 
 
 class Mixture(Arithmetic):
@@ -31,7 +31,7 @@ class Mixture(Arithmetic):
         log_diagonal, above = entries[..., : self.x_dims], entries[..., self.x_dims :]
         factor = torch.cat((log_diagonal.exp(), above, torch.zeros_like(entries[..., :1])), -1)
         factor = factor.index_select(-1, self._fused_place.to(factor.device)).unflatten(-1, (self.x_dims, self.x_dims))
-        with unrounded(x):
+        with without_autocast(x):
             if rev:
                 z = mean + torch.linalg.solve_triangular(factor, x[..., None], upper=True)[..., 0]
             else:

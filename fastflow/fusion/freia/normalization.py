@@ -1,13 +1,13 @@
 """FrEIA: ActNorm, whose two releases differ in parameters, initialisation and log_det, and elementwise scaling."""
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
 from fastflow.fusion.freia.subnets import checked
 from fastflow.fusion.layer import Arithmetic, Layer, anything, keep
+from fastflow.fusion.normalization import measurable
 from fastflow.ops.elementwise_affine import elementwise_affine
 
 
@@ -16,7 +16,7 @@ class ActNorm(Arithmetic):
 
     def forward(self, x, rev=False, jac=True):
         x = checked(self, x[0], self.dims_in[0])
-        if self.init_on_next_batch and _measurable(x):
+        if self.init_on_next_batch and measurable(x.shape[0] * math.prod(x.shape[2:])):
             self._initialize_with_data(x)
         x, log_det = elementwise_affine(x, self.bias.flatten(), self.scale.flatten(), inverse=rev)
         return [x], log_det
@@ -33,31 +33,22 @@ class ActNormNewer(Arithmetic):
         if c is not None:
             raise ValueError(f"{self._get_name()} is unconditional.")
         x = checked(self, x[0], self.loc.shape[1])
-        if not self._fused_ready:
-            self._start(x)
         pixels = math.prod(x.shape[2:])
+        if not self._fused_ready:
+            self._start(x, pixels)
         log_det = self.log_scale.flatten(1).sum(1) * (pixels if rev else -pixels)
         x, _ = elementwise_affine(x, self.loc.flatten(), self.log_scale.flatten(), inverse=not rev)
         return (x,), log_det
 
-    def _start(self, x: Tensor) -> None:
+    def _start(self, x: Tensor, pixels: int) -> None:
         """Initialises from x unless that was done by hand, or x is too small: then this is the identity."""
         if not self.is_initialized:
-            if not _measurable(x):
+            if not measurable(x.shape[0] * pixels):
                 torch.nn.init.zeros_(self.loc)
                 torch.nn.init.zeros_(self.log_scale)
                 return
             self.initialize(x)
         keep(self, "ready", True)
-
-
-def _measurable(x: Tensor) -> bool:
-    """Whether x has 2 values a channel; warns if not, where the original would make its parameters NaN."""
-    values = x.shape[0] * math.prod(x.shape[2:])
-    if values < 2:
-        warnings.warn(f"ActNorm: x has {values} values a channel, expected at least 2 to measure a deviation: the "
-                      "layer stays uninitialised", stacklevel=3)
-    return values >= 2
 
 
 LAYERS = (

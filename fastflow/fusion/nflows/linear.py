@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, is_fused, swap
-from fastflow.fusion.linear import Order, by_matrix, entries_to_factors, keep_entries, lu_linear, lu_product, pays
+from fastflow.fusion.linear import by_matrix, entries_to_factors, keep_entries, lu_linear, lu_product, pays
 from fastflow.fusion.nflows import permutations
 from fastflow.ops._checks import COMPUTE_DTYPE
 from fastflow.ops.channel_map import channel_map
 from fastflow.ops.channel_mix import MOST_CHANNELS
 from fastflow.ops.invert import matrix_log_det
+from fastflow.ops.permute import Order
 
 
 class Linear(Arithmetic):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastflow.fusion.layer import Arithmetic, Layer, anything
-from fastflow.ops._checks import COMPUTE_DTYPE
+from fastflow.fusion.nflows.permutations import zeros
 
 
 class Multiscale(Arithmetic):
@@ -17,7 +17,7 @@ class Multiscale(Arithmetic):
             raise ValueError("No split_dim in inputs.")
         self._check_levels()
         *others, last = self._transforms
-        x, leaving, log_det = inputs, [], _start(inputs)
+        x, leaving, log_det = inputs, [], zeros(inputs)
         for level, shape in zip(others, self._output_shapes, strict=False):
             x, own = level(x, context)
             out, x = x.chunk(2, self._split_dim)
@@ -32,7 +32,7 @@ class Multiscale(Arithmetic):
             raise ValueError("Expecting NxD inputs")
         self._check_levels()
         parts = inputs.split([math.prod(shape) for shape in self._output_shapes], 1)
-        x, log_det = None, _start(inputs)
+        x, log_det = None, zeros(inputs)
         for level, shape, part in zip(*map(reversed, (self._transforms, self._output_shapes, parts)), strict=True):
             part = part.reshape(len(inputs), *shape)
             x, own = level.inverse(part if x is None else torch.cat([part, x], self._split_dim), context)
@@ -42,10 +42,6 @@ class Multiscale(Arithmetic):
     def _check_levels(self) -> None:
         if self._num_transforms != len(self._transforms):
             raise RuntimeError(f"Expecting exactly {self._num_transforms} transform(s) to be added.")
-
-
-def _start(x: Tensor) -> Tensor:
-    return x.new_zeros(x.shape[0], dtype=COMPUTE_DTYPE.get(x.dtype, x.dtype))
 
 
 LAYERS = (Layer("nflows", "MultiscaleCompositeTransform", Multiscale, ("forward", "inverse"), ("69277adb29cd",),

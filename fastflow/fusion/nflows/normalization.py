@@ -1,12 +1,10 @@
 """nflows: ActNorm, and affine maps by constants."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from fastflow._backend import _constant_to_the_compiler
 from fastflow.fusion.layer import Arithmetic, Layer, anything, keep
+from fastflow.fusion.normalization import measurable
 from fastflow.ops._checks import compute_dtype
 from fastflow.ops.elementwise_affine import elementwise_affine
 
@@ -39,8 +37,7 @@ class ActNorm(Arithmetic):
             self._fused_ready = True
             return
         values = inputs.to(compute_dtype(inputs)).transpose(0, 1).flatten(1)
-        if values.shape[1] < 2:
-            _warn_of_few()
+        if not measurable(values.shape[1]):
             return
         std = values.std(1)
         for parameter, start in ((self.log_scale, -std.log()), (self.shift, -(values / std[:, None]).mean(1))):
@@ -48,12 +45,6 @@ class ActNorm(Arithmetic):
             parameter.copy_(torch.where(self.initialized, parameter, start))
         self.initialized.fill_(True)
         self._fused_ready = True
-
-
-@_constant_to_the_compiler  # a graph is warned of when it is made
-def _warn_of_few() -> None:
-    warnings.warn("ActNorm: the first training batch has fewer than 2 values a channel, expected more: the layer stays "
-                  "uninitialised, with its parameters as they are; train with a larger batch first", stacklevel=2)
 
 
 class Pointwise(Arithmetic):

@@ -28,11 +28,14 @@ class Permutation(Arithmetic):
         if inputs.shape[dim] != len(indices):
             raise ValueError(f"Dimension {dim} in inputs must be of size {len(indices)}.")
         flips = self._fused_reverses and dim == inputs.dim() - 1  # of other dims a selection takes as long
-        return inputs.flip(dim) if flips else inputs.index_select(dim, indices), _zeros(inputs)
+        return inputs.flip(dim) if flips else inputs.index_select(dim, indices), zeros(inputs)
 
 
 class Squeeze(Arithmetic):
-    """SqueezeTransform, which undoes odd factors too: nflows asks for a multiple of 4 channels whatever the factor."""
+    """SqueezeTransform, which undoes odd factors too: nflows asks for a multiple of 4 channels whatever the factor.
+
+    The result is contiguous, as in nflows. `ops.squeeze` keeps channels last, which a caller's view would stop at.
+    """
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_image(inputs)
@@ -41,7 +44,7 @@ class Squeeze(Arithmetic):
             raise ValueError("Input image size not compatible with the factor.")
         height, width = height // factor, width // factor
         pixels = inputs.reshape(rows, channels, height, factor, width, factor).permute(0, 1, 3, 5, 2, 4)
-        return pixels.reshape(rows, channels * factor**2, height, width), _zeros(inputs)
+        return pixels.reshape(rows, channels * factor**2, height, width), zeros(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_image(inputs)
@@ -50,7 +53,7 @@ class Squeeze(Arithmetic):
             raise ValueError("Invalid number of channel dimensions.")
         channels = channels // factor**2
         pixels = inputs.reshape(rows, channels, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)
-        return pixels.reshape(rows, channels, height * factor, width * factor), _zeros(inputs)
+        return pixels.reshape(rows, channels, height * factor, width * factor), zeros(inputs)
 
 
 def _check_image(inputs: Tensor) -> None:
@@ -58,7 +61,8 @@ def _check_image(inputs: Tensor) -> None:
         raise ValueError("Expecting inputs with 4 dimensions")
 
 
-def _zeros(inputs: Tensor) -> Tensor:
+def zeros(inputs: Tensor) -> Tensor:
+    """The log_det [B] of what keeps volumes; inputs may be integers too."""
     return inputs.new_zeros(inputs.shape[0], dtype=COMPUTE_DTYPE.get(inputs.dtype, inputs.dtype))
 
 

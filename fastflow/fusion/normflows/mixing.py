@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastflow.fusion.layer import Arithmetic, Layer, digest, is_fused, keep, swap
-from fastflow.fusion.linear import entries_to_factors, keep_entries, lu_linear, lu_product, reordered
+from fastflow.fusion.linear import entries_to_factors, keep_entries, lu_linear, lu_product
 from fastflow.ops._checks import COMPUTE_DTYPE
+from fastflow.ops._define import without_autocast
 from fastflow.ops.channel_map import ChannelMap, channel_map
 from fastflow.ops.channel_mix import MOST_CHANNELS, map_channels
 from fastflow.ops.invert import matrix_log_det
+from fastflow.ops.permute import reordered
 
 _FEW = 32  # channels below which PyTorch's own gradient of two inverses is as fast as that of solves
 
@@ -58,9 +60,9 @@ class Matrix(Arithmetic):
 
     def _fused(self, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled(z.device.type):
-            with torch.autocast(z.device.type, enabled=False):
-                return self._mapped(z.to(COMPUTE_DTYPE[z.dtype]), inverse)
-        return self._mapped(z, inverse)
+            z = z.to(COMPUTE_DTYPE[z.dtype])
+        with without_autocast(z):
+            return self._mapped(z, inverse)
 
     def _matrix(self) -> tuple[Tensor, Tensor]:
         """W and log|det W|."""

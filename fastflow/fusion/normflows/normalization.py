@@ -6,14 +6,14 @@ log_det is one number for all rows, as in normflows; with classes one a row.
 """
 
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
 
-from fastflow._backend import _constant_to_the_compiler
 from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, keep, original_class
+from fastflow.fusion.normalization import measurable
 from fastflow.ops._checks import COMPUTE_DTYPE
+from fastflow.ops._define import without_autocast
 from fastflow.ops.elementwise_affine import elementwise_affine
 
 _LEAST = 2**16  # numbers of an image batch from which on the kernel is faster, backwards too
@@ -71,9 +71,7 @@ class ActNorm(AffineConst):
         if not torch.compiler.is_compiling() and self.data_dep_init_done > 0:
             self._fused_ready = True
             return
-        values = math.prod([z.shape[dim] for dim in self.batch_dims])
-        if values < 2:
-            _warn_too_small(tuple(z.shape), values)
+        if not measurable(math.prod([z.shape[dim] for dim in self.batch_dims])):
             return
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError("ActNorm: it is not initialised, expected a first call outside of torch.func")
@@ -84,12 +82,6 @@ class ActNorm(AffineConst):
         self.s.data, self.t.data = (s, mean) if inverse else (-s, -mean * torch.exp(-s))
         self.data_dep_init_done = torch.ones_like(self.data_dep_init_done)
         self._fused_ready = True
-
-
-@_constant_to_the_compiler  # which has no way to warn but when it compiles
-def _warn_too_small(shape: tuple[int, ...], values: int) -> None:
-    warnings.warn(f"ActNorm: z has shape {shape}, {values} of a channel, expected at least 2 values to "
-                  "initialise it: its parameters are used as they are", stacklevel=5)
 
 
 class ClassAffineConst(Arithmetic):
@@ -106,9 +98,8 @@ class ClassAffineConst(Arithmetic):
         if not _broadcasts(self.shape, row):
             return super().inverse(z, y) if inverse else super().forward(z, y)
         if torch.is_autocast_enabled(z.device.type):
-            with torch.autocast(z.device.type, enabled=False):
-                s, t = self._of_classes(y.to(self.s_cc.dtype))
-        else:
+            y = y.to(self.s_cc.dtype)
+        with without_autocast(z):
             s, t = self._of_classes(y)
         log_scale = -s if inverse else s
         log_det, scale = log_scale.flatten(1).sum(1), torch.exp(log_scale)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastflow.fusion.layer import Arithmetic, Layer, anything, digest, original_class
-from fastflow.fusion.linear import Order, reordered
 from fastflow.ops._define import under_transform
+from fastflow.ops.permute import Order, reordered
 
 CHECKERBOARDS = ("checkerboard", "checkerboard_inv")
 MODES = ("channel", "channel_inv", *CHECKERBOARDS)

@@ -1,7 +1,5 @@
 """zuko: linear maps and permutations of the features, whose parameters are an UnconditionalTransform's arguments."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +9,8 @@ from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.fusion.linear import lu_product, pays
 from fastflow.fusion.zuko.functional import Bijection, check_features, functional, in_rows, is_known, out_of_rows
 from fastflow.ops._checks import compute_dtype
-from fastflow.ops._define import under_transform
-from fastflow.ops.permute import _Permute
+from fastflow.ops._define import without_autocast
+from fastflow.ops.permute import reordered
 
 
 class LazyUnconditional(Arithmetic):
@@ -56,7 +54,7 @@ class LULinear(Rows):
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         factors = self.factors
         log_det = factors.diagonal().to(compute_dtype(x)).abs().log().sum().expand(x.shape[0])
-        with _without_autocast(x):
+        with without_autocast(x):
             if not inverse:
                 lower = self.L
                 return F.linear(x, torch.addmm(lower, lower, factors.triu(1))), log_det
@@ -70,12 +68,12 @@ class Rotation(Rows):
     """RotationTransform: z = R x, R orthogonal."""
 
     def __init__(self, A: Tensor) -> None:
-        with _without_autocast(A):
+        with without_autocast(A):
             super().__init__(A)
         self.features = A.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        with _without_autocast(x):
+        with without_autocast(x):
             return F.linear(x, self.R.mT if inverse else self.R), x.new_zeros(x.shape[0])
 
 
@@ -87,14 +85,8 @@ class Permutation(Rows):
         self.features = order.shape[0]
 
     def map_rows(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        there, back = (self.back, self.order) if inverse else (self.order, self.back)
-        z = x.index_select(1, there) if under_transform() else _Permute.apply(x, there, back)
-        return z, x.new_zeros(x.shape[0])
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager:
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        order = (self.back, self.order) if inverse else (self.order, self.back)
+        return reordered(x, order), x.new_zeros(x.shape[0])
 
 
 _CODES = {"6f25ef347131": LULinear, "eb68cf46099d": Rotation, "fb8df30c677e": Permutation}
