@@ -48,12 +48,12 @@ class Stored(nn.Module):
         return self.made.clone()
 
 
-class Conditioner(nn.Module):
+class WithoutContext(nn.Module):
     """Takes nflows' context and ignores it."""
 
-    def __init__(self, *layers: nn.Module) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = nn.Sequential(*layers)
+        self.net = net
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.net(x)
@@ -61,14 +61,14 @@ class Conditioner(nn.Module):
 
 def conditioner(hidden: int, rows: int, inputs: int, outputs: int) -> nn.Module:
     if hidden == 0:
-        return Conditioner(Stored(rows, outputs))
-    return Conditioner(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-                       nn.Linear(hidden, outputs))
+        return Stored(rows, outputs)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+                         nn.Linear(hidden, outputs))
 
 
 def convolutions(inputs: int, outputs: int) -> nn.Module:
-    return Conditioner(nn.Conv2d(inputs, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU(),
-                       nn.Conv2d(64, outputs, 3, padding=1))
+    return nn.Sequential(nn.Conv2d(inputs, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU(),
+                         nn.Conv2d(64, outputs, 3, padding=1))
 
 
 class Subject(NamedTuple):
@@ -91,7 +91,9 @@ _zuko = partial(Subject, encode=lambda m, x: m.transform().call_and_ladj(x),
 def nflows_couplings(net: Callable) -> nn.Module:
     transforms = nflows.transforms
     return transforms.CompositeTransform([
-        transforms.AffineCouplingTransform((torch.arange(FEATURES) + layer) % 2, net) for layer in range(LAYERS)])
+        transforms.AffineCouplingTransform((torch.arange(FEATURES) + layer) % 2,
+                                           lambda inputs, outputs: WithoutContext(net(inputs, outputs)))
+        for layer in range(LAYERS)])
 
 
 def normflows_couplings(net: Callable, scale_map: str) -> nn.Module:
@@ -139,7 +141,8 @@ def couplings(hidden: int, rows: int = ROWS) -> dict[str, Subject]:
 def glow_nflows() -> nn.Module:
     channels, t = IMAGE[0], nflows.transforms
     return t.CompositeTransform([t.ActNorm(channels), t.OneByOneConvolution(channels),
-                                 t.AffineCouplingTransform(torch.arange(channels) % 2, convolutions)])
+                                 t.AffineCouplingTransform(torch.arange(channels) % 2,
+                                                           lambda *ends: WithoutContext(convolutions(*ends)))])
 
 
 def glow_normflows() -> nn.Module:

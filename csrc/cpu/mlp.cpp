@@ -8,6 +8,7 @@
 // gradients, whatever the number of rows.
 #include "mlp.h"
 
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -119,7 +120,7 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& grad, const Tenso
     op.layer[n].grad = grads[2 * n].data_ptr();
     op.layer[n].grad_bias = grads[2 * n + 1].data_ptr();
   }
-  for (Tensor& each : grads) torch::stable::zero_(each);
+  for (Tensor& each : grads) std::memset(each.data_ptr(), 0, each.numel() * call.number_bytes());
   if (op.rows == 0) return {grad_x, grads};
   op.grad_out = Call::rows_of(dense_grad);
   op.grad_x = of_x ? grad_x.data_ptr() : nullptr;

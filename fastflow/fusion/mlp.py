@@ -24,7 +24,7 @@ class Mlp(Arithmetic):
 
     def forward(self, input: Tensor) -> Tensor:
         found = layers_of(self) if serves(input) else None
-        if found is None or not _fits(input, found[0]):
+        if found is None or not fits(input, input.shape[-1], found[0]):
             return super().forward(input)
         if input.dim() == 2:
             return compute(input, *found)
@@ -80,9 +80,8 @@ def _is_linear(cls: type[nn.Module]) -> bool:
     return cls is nn.Linear or (cls.__name__ == "Linear" and digest(cls, ("forward",)) == _ZUKO_LINEAR)
 
 
-def _fits(x: Tensor, parameters: list[Tensor]) -> bool:
-    """Whether the parameters are x's and each other's; where they are not PyTorch says so."""
-    width = x.shape[-1]
+def fits(x: Tensor, width: int, parameters: list[Tensor]) -> bool:
+    """Whether the parameters are for so many of x's features, and each other's; where they are not PyTorch says so."""
     for n in range(0, len(parameters), 2):
         weight, bias = parameters[n], parameters[n + 1]
         if (weight.shape[1] != width or width > _WIDEST or weight.dtype != x.dtype or bias.dtype != x.dtype

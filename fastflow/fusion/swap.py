@@ -36,9 +36,10 @@ def fuse(module: nn.Module, scope: str = "layer") -> nn.Module:
     """Swaps the arithmetic of the known layers of an nflows, normflows, FrEIA or zuko model in place; returns it.
 
     Each keeps its class (it becomes a subclass), parameters, buffers, hooks and place; what is computed is the same
-    function by one kernel. So are conditioners that are an `nn.Sequential` of linear layers and (leaky) rectifiers. Unknown layers, and known ones with settings or code that no formula here is for, stay as
-    they are. The logger "fastflow" tells of both (level INFO); a release of a library that is not tested is warned of
-    once. Twice is harmless; `unfuse` undoes it. `supported_layers` prints what is known.
+    function by one kernel. So are conditioners that are an `nn.Sequential` of linear layers and (leaky) rectifiers.
+    Unknown layers, and known ones with settings or code that no formula here is for, stay as they are. The logger
+    "fastflow" tells of both (level INFO); a release of a library that is not tested is warned of once. Twice is
+    harmless; `unfuse` undoes it. `supported_layers` prints what is known.
 
     scope   "layer": every layer by itself
 

@@ -37,7 +37,7 @@ def test_the_log_names_what_was_fused_and_what_was_left(caplog):
     with caplog.at_level(logging.INFO, logger="fastflow"):
         assert fastflow.fuse(model) is model
     assert caplog.messages == [
-        "fuse: 1 of 2 layers of the flow are fused",
+        "fuse: 1 of 2 layers of the flow are fused, and 0 conditioners",
         "fuse: _transforms.0 (AffineCouplingTransform) is fused",
         "fuse: _transforms.1 (BatchNorm) is left: fastflow has no kernel for it",
     ]
@@ -135,7 +135,7 @@ def test_an_untested_release_is_warned_of_once(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     swap._warn_of_untested.cache_clear()
     with pytest.warns(UserWarning, match=re.escape("fuse: nflows is 9.9, tested with 0.14")) as caught:
-        fastflow.fuse(nn.Sequential(coupling(), coupling(), transforms.RandomPermutation(6)))  # of another module of nflows
+        fastflow.fuse(nn.Sequential(coupling(), coupling(), transforms.RandomPermutation(6)))  # two modules of nflows
     swap._warn_of_untested.cache_clear()
     assert len(caught) == 1
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fastflow.fusion.conditioned import networks_of
 from fastflow.fusion.freia import block_node
 from fastflow.fusion.freia.channels import as_permutation, mixed, permuted, reflections
 from fastflow.fusion.freia.subnets import asked, checked
@@ -41,14 +42,18 @@ class AllInOne(Arithmetic):
 
     def _encoded(self, x: Tensor, c: list | tuple, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
         x = _turned(x, back, there) if self.reverse_pre_permute else x
-        made = self._made(x, c)
         if self.GIN or not block_node.serves(x):
-            x, log_det = self._scaled(*self._coupled(x, made, None, inverse=False), inverse=False)
+            x, log_det = self._scaled(*self._coupled(x, self._made(x, c), None, inverse=False), inverse=False)
             return _turned(x, there, back), log_det
         hard = not there.is_floating_point()
-        x, log_det = block_node.coupled_and_scaled(
-            x, made, self.global_offset.flatten(), self._log_scale(), there if hard else None, back if hard else None,
-            self._settings(inverse=False))
+        order = (there, back) if hard else (None, None)
+        scaling = block_node.Scaling(self.global_offset.flatten(), self._log_scale(), *order)
+        settings, (passive, active) = self._settings(inverse=False), self.splits
+        found = None if c else networks_of((self.subnet,), x, slice(0, passive), 2 * active)
+        if found is None:
+            x, log_det = block_node.coupled_and_scaled(x, self._made(x, c), scaling, settings)
+        else:
+            x, log_det = block_node.conditioned_and_scaled(x, *found, self._damping(x), scaling, settings)
         return x if hard else mixed(x, there), log_det
 
     def _decoded(self, z: Tensor, c: list | tuple, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,10 +78,12 @@ class AllInOne(Arithmetic):
         made, expected = asked(self.subnet, x[:, :passive], c), (x.shape[0], 2 * active, *x.shape[2:])
         if made.shape != expected:
             raise ValueError(f"AllInOneBlock: its subnet returns shape {tuple(made.shape)}, expected {expected}")
-        return self._damped(made.to(compute_dtype(x)))
+        made = made.to(compute_dtype(x))
+        return made * self._damping(made)
 
-    def _damped(self, made: Tensor) -> Tensor:
-        return made * 0.1
+    def _damping(self, like: Tensor) -> float | Tensor:
+        """What [a | t] is multiplied by; a tensor is [2 active, 1, ...] for the dims of `like`."""
+        return 0.1
 
     def _coupled(self, x: Tensor, made: Tensor, log_det: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         if not self.GIN:
@@ -109,10 +116,10 @@ class AllInOneNewer(AllInOne):
             raise RuntimeError(f"Expected input of shape {self.dims_in[0]}, got {tuple(x[0].shape[1:])}.")
         return super().forward(x, c, rev, jac)
 
-    def _damped(self, made: Tensor) -> Tensor:
-        factor = made.new_full((made.shape[1], *[1] * (made.dim() - 2)), 0.1)
-        factor[: len(factor) // 2] /= self.clamp
-        return made * factor
+    def _damping(self, like: Tensor) -> Tensor:
+        factor = like.new_full((2 * self.splits[1], *[1] * (like.dim() - 2)), 0.1)
+        factor[: self.splits[1]] /= self.clamp
+        return factor
 
 
 def _turned(x: Tensor, there: Tensor, back: Tensor) -> Tensor:

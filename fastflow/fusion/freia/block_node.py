@@ -1,12 +1,15 @@
-"""FrEIA: AllInOneBlock's coupling, scaling and permutation as one node of the graph.
+"""FrEIA: AllInOneBlock's coupling, scaling and permutation as one node of the graph, with its subnet if that is an `Mlp`.
 
-Three nodes compute the same; but at 1024 rows of 64 features the Python of a node takes as long as its kernels.
+Several nodes compute the same; but at 1024 rows of 64 features the Python of a node takes as long as its kernels.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastflow import _backend
+from fastflow.fusion.conditioned import Networks, remade, run, run_back
 from fastflow.fusion.freia.channels import permuted
 from fastflow.ops._define import under_transform
 from fastflow.ops.act_norm import backward_reference as scaling_backward
@@ -22,11 +25,28 @@ def serves(x: Tensor) -> bool:
             and _backend.forced() is None and not under_transform())
 
 
-def coupled_and_scaled(x: Tensor, parameters: Tensor, offset: Tensor, log_scale: Tensor, order: Tensor | None,
-                       back: Tensor | None, settings: tuple) -> tuple[Tensor, Tensor]:
-    """(z, log_det): `affine_coupling_packed` with parameters [s | t], `elementwise_affine`, and the channels in another
-    order, if one is given. Arguments are trusted; `settings` are those of the coupling's schema."""
-    z, log_det, _ = _CoupledAndScaled.apply(x, parameters, offset, log_scale, order, back, settings)
+class Scaling(NamedTuple):
+    """What follows the coupling: z = exp(log_scale) y + offset, and its channels in another order, if one is given."""
+
+    offset: Tensor
+    log_scale: Tensor
+    order: Tensor | None
+    back: Tensor | None  # the inverse permutation
+
+
+def coupled_and_scaled(x: Tensor, made: Tensor, scaling: Scaling, settings: tuple) -> tuple[Tensor, Tensor]:
+    """(z, log_det): `affine_coupling_packed` with parameters made = [s | t], and `scaling`.
+
+    Arguments are trusted; `settings` are those of the coupling's schema.
+    """
+    z, log_det, _ = _CoupledAndScaled.apply(x, made, *scaling, settings, None, None)
+    return z, log_det
+
+
+def conditioned_and_scaled(x: Tensor, networks: Networks, parameters: list[Tensor], damping: float | Tensor,
+                           scaling: Scaling, settings: tuple) -> tuple[Tensor, Tensor]:
+    """`coupled_and_scaled` with damping times what the network of these parameters makes."""
+    z, log_det, _ = _CoupledAndScaled.apply(x, None, *scaling, settings, networks, damping, *parameters)
     return z, log_det
 
 
@@ -34,29 +54,41 @@ class _CoupledAndScaled(torch.autograd.Function):
     """What lies between coupling and scaling is a result too, so that it can be saved and differentiated twice."""
 
     @staticmethod
-    def forward(ctx, x, parameters, offset, log_scale, order, back, settings):
-        y, log_det = torch.ops.fastflow.affine_coupling.default(
-            x, *unpack(parameters, PACKING), None, None, None, *settings)
+    def forward(ctx, x, made, offset, log_scale, order, back, settings, networks, damping, *parameters):
+        hidden = ()
+        if networks is not None:
+            (made,), hidden = run(networks, x, parameters)
+            made *= damping
+        y, log_det = torch.ops.fastflow.affine_coupling.default(x, *unpack(made, PACKING), None, None, None, *settings)
         z, log_det = torch.ops.fastflow.act_norm.default(y, offset, log_scale, log_det, False, False)
-        ctx.settings = settings
+        ctx.settings, ctx.networks, ctx.damping = settings, networks, damping
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y, parameters, offset, log_scale, order, back)
+        ctx.save_for_backward(y, made, offset, log_scale, order, back, *hidden, *parameters)
         return z if order is None else permuted(z, order, back), log_det, y
 
     @staticmethod
     def backward(ctx, grad_z, grad_log_det, grad_y):
-        y, parameters, offset, log_scale, order, back = ctx.saved_tensors
+        y, made, offset, log_scale, order, back, *rest = ctx.saved_tensors
+        networks, hidden, parameters = ctx.networks, rest[:1], rest[1:]
         # Under create_graph=True the gradients themselves are differentiated: only the references can be.
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if differentiable and networks is not None:
+            made = remade(networks, y, parameters)[0] * ctx.damping
         scaling = scaling_backward if differentiable else torch.ops.fastflow.act_norm_backward.default
         coupling = coupling_backward if differentiable else torch.ops.fastflow.affine_coupling_backward.default
+        passive_of = y
         if grad_z is None:
             grad_z = torch.zeros_like(y)
             y = grad_z if grad_y is None else y  # then it may have overflowed, and 0 times infinity is NaN
-        elif back is not None:
+        elif order is not None:
             grad_z = permuted(grad_z, back, order)
         grad, grad_offset, grad_log_scale = scaling(grad_z, grad_log_det, y, offset, log_scale, False, False, True)
         grad = grad if grad_y is None else grad + grad_y
-        grad_x, grad_parameters, _ = coupling(grad, grad_log_det, y, *unpack(parameters, PACKING), None, None,
-                                              *ctx.settings, False, PACKING)
-        return grad_x, grad_parameters, grad_offset, grad_log_scale, None, None, None
+        grad_x, grad_made, _ = coupling(grad, grad_log_det, y, *unpack(made, PACKING), None, None, *ctx.settings, False,
+                                        PACKING)
+        found = ()
+        if networks is not None:
+            grad_made = grad_made * ctx.damping if differentiable else grad_made.mul_(ctx.damping)
+            grad_x, found = run_back(networks, passive_of, hidden, parameters, (grad_made,), grad_x, differentiable)
+            grad_made = None
+        return grad_x, grad_made, grad_offset, grad_log_scale, None, None, None, None, None, *found

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fastflow.fusion.conditioned import conditioned_coupling
 from fastflow.fusion.freia.subnets import asked, checked
 from fastflow.fusion.freia.volume_preserving import pixel_preserving, row_preserving
 from fastflow.fusion.layer import Arithmetic, Layer, keep
@@ -60,21 +61,27 @@ class TwoSided(Clamped):
         parts = slice(0, first), slice(first, self.channels)
         for side in (2, 1) if rev else (1, 2):
             active, passive = parts if side == 1 else parts[::-1]
-            x, log_det = self._couple(side, x, x[:, passive], c, active, log_det, rev)
+            x, log_det = self._couple(side, x, passive, c, active, log_det, rev)
         return (x,), log_det
 
-    def _couple(self, side: int, x: Tensor, given: Tensor, conditions: list | tuple, active: slice,
+    def _couple(self, side: int, x: Tensor, passive: slice, conditions: list | tuple, active: slice,
                 log_det: Tensor | None, rev: bool) -> tuple[Tensor, Tensor]:
-        made = asked(self.subnet2 if side == 1 else self.subnet1, given, conditions)
-        return self._packed(x, made, active, log_det, rev)
+        net = self.subnet2 if side == 1 else self.subnet1
+        coupled = None if conditions else conditioned_coupling(
+            (net,), x, passive, active, packing="scale_shift", scale_map=self._fused_map, log_det=log_det, inverse=rev)
+        return coupled or self._packed(x, asked(net, x[:, passive], conditions), active, log_det, rev)
 
 
 class Separate(TwoSided):
     """RNVPCouplingBlock: a subnet for the scales and one for the shifts a side."""
 
-    def _couple(self, side, x, given, conditions, active, log_det, rev):
+    def _couple(self, side, x, passive, conditions, active, log_det, rev):
         nets = (self.subnet_s2, self.subnet_t2) if side == 1 else (self.subnet_s1, self.subnet_t1)
-        scale, shift = (asked(net, given, conditions) for net in nets)
+        coupled = None if conditions else conditioned_coupling(
+            nets, x, passive, active, packing=None, scale_map=self._fused_map, log_det=log_det, inverse=rev)
+        if coupled is not None:
+            return coupled
+        scale, shift = (asked(net, x[:, passive], conditions) for net in nets)
         return affine_coupling(x, scale, shift, scale_map=self._fused_map, active=active, log_det=log_det, inverse=rev)
 
 

@@ -11,6 +11,7 @@
 import torch
 from torch import Tensor, nn
 
+from fastflow.fusion.conditioned import conditioned_coupling
 from fastflow.fusion.couplings import conditioned
 from fastflow.fusion.layer import Arithmetic, Layer, digest
 from fastflow.fusion.normflows.reshape import (
@@ -26,6 +27,7 @@ from fastflow.ops.scale_map import ScaleMap
 
 _MAPS = {"exp": ScaleMap("exp"), "sigmoid": ScaleMap("inverse_sigmoid", bias=2.0),
          "sigmoid_inv": ScaleMap("sigmoid", bias=2.0)}
+_PACKING = "shift_scale_interleaved"
 
 
 class Coupling(Arithmetic):
@@ -72,8 +74,13 @@ def _scaled_half(coupling: nn.Module, z: Tensor, first_moves: bool, inverse: boo
     passive, active = slice(0, first), slice(first, z.shape[1])
     if first_moves:
         passive, active = active, passive
+    net = coupling.param_map
+    coupled = conditioned_coupling((net,), z, passive, active, packing=_PACKING, scale_map=_MAPS[coupling.scale_map],
+                                   inverse=inverse)
+    if coupled is not None:
+        return coupled
     given = z[:, passive]
-    made = conditioned(coupling.param_map, given.contiguous() if apart else given)
+    made = conditioned(net, given.contiguous() if apart else given)
     return _scaled(coupling, z, made, active, inverse)
 
 
@@ -81,7 +88,7 @@ def _scaled(coupling: nn.Module, z: Tensor, made: Tensor, active: slice | None, 
     shape = z.shape
     if len(shape) > 5:  # more than the kernels know
         z, made = z.flatten(2), made.flatten(2)
-    z, log_det = affine_coupling_packed(z, made, packing="shift_scale_interleaved",
+    z, log_det = affine_coupling_packed(z, made, packing=_PACKING,
                                         scale_map=_MAPS[coupling.scale_map], active=active, inverse=inverse)
     return z if len(shape) <= 5 else z.view(shape), log_det
 
