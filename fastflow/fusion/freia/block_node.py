@@ -1,4 +1,4 @@
-"""FrEIA: AllInOneBlock's coupling, scaling and permutation as one node of the graph, with its subnet if that is an `Mlp`.
+"""FrEIA: AllInOneBlock's coupling, scaling and permutation, and a subnet that is an `Mlp`, as one node of the graph.
 
 Several nodes compute the same; but at 1024 rows of 64 features the Python of a node takes as long as its kernels.
 """

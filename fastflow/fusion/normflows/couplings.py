@@ -88,8 +88,8 @@ def _scaled(coupling: nn.Module, z: Tensor, made: Tensor, active: slice | None, 
     shape = z.shape
     if len(shape) > 5:  # more than the kernels know
         z, made = z.flatten(2), made.flatten(2)
-    z, log_det = affine_coupling_packed(z, made, packing=_PACKING,
-                                        scale_map=_MAPS[coupling.scale_map], active=active, inverse=inverse)
+    z, log_det = affine_coupling_packed(z, made, packing=_PACKING, scale_map=_MAPS[coupling.scale_map], active=active,
+                                        inverse=inverse)
     return z if len(shape) <= 5 else z.view(shape), log_det
 
 

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from fastflow.fusion.conditioned import conditioned_coupling
 from fastflow.fusion.couplings import conditioned, gathered, keep_split, scattered
 from fastflow.fusion.layer import Arithmetic, Layer, keep
 from fastflow.fusion.zuko.functional import TRANSFORM_CODE, Conditional, built_by, functional, in_rows, is_known
 from fastflow.fusion.zuko.univariate import refuses_univariate, scale_map
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
 from fastflow.ops.scale_map import ScaleMap
+
+_PACKING = "shift_scale_interleaved"
 
 
 class LazyCoupling(Arithmetic):
@@ -41,17 +44,20 @@ class Coupling(Conditional):
 
     def map_rows(self, x: Tensor, leading: torch.Size, inverse: bool) -> tuple[Tensor, Tensor]:
         layer, (passive, active) = self.layer, self.layer._fused_split
-        x = gathered(layer, x)
-        made = in_rows(conditioned(layer.hyper, self.with_context(x[:, passive], leading)), leading)
-        z, log_det = _couple(x, made, layer._fused_map, active, inverse)
-        return scattered(layer, z), log_det
+        x, coupled = gathered(layer, x), None
+        if self.context is None and layer._fused_map.kind != "additive":
+            coupled = conditioned_coupling((layer.hyper,), x, passive, active, packing=_PACKING,
+                                           scale_map=layer._fused_map, inverse=inverse)
+        if coupled is None:
+            made = in_rows(conditioned(layer.hyper, self.with_context(x[:, passive], leading)), leading)
+            coupled = _couple(x, made, layer._fused_map, active, inverse)
+        return scattered(layer, coupled[0]), coupled[1]
 
 
 def _couple(x: Tensor, made: Tensor, given: ScaleMap, active: slice, inverse: bool) -> tuple[Tensor, Tensor]:
     if given.kind == "additive":
         return affine_coupling(x, None, made, scale_map=given, active=active, inverse=inverse)
-    return affine_coupling_packed(x, made, packing="shift_scale_interleaved", scale_map=given, active=active,
-                                  inverse=inverse)
+    return affine_coupling_packed(x, made, packing=_PACKING, scale_map=given, active=active, inverse=inverse)
 
 
 def _refuses(layer: nn.Module) -> str:
