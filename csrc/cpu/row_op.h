@@ -52,6 +52,17 @@ static inline int64_t elements_of_row(const RowOp& op) {
   return elements;
 }
 
+// With those that are only copied.
+static inline int64_t moved_of_row(const RowOp& op) {
+  int64_t moved = elements_of_row(op);
+  for (const Copy* copy = op.copy; copy < op.copy + op.copies; ++copy) {
+    int64_t elements = 1;
+    for (int d = 0; d < copy->dims; ++d) elements *= copy->size[d];
+    moved += elements;
+  }
+  return moved;
+}
+
 }  // namespace fastflow
 
 // Declares a kernel of csrc/cpu/isa, compiled once per instruction set: void name(const Op&, first_row, last_row).

@@ -137,7 +137,7 @@ inline NoiseKey noise_key(const Tensor& seed, const Tensor& step, const Tensor& 
 // Op is a RowOp; kernel(op, first_row, last_row) gets every row once.
 template <class Op>
 void over_rows(const Op& op, void (*kernel)(const Op&, int64_t, int64_t)) {
-  torch::stable::parallel_for(0, op.rows, std::max<int64_t>(1, grain / elements_of_row(op)),
+  torch::stable::parallel_for(0, op.rows, std::max<int64_t>(1, grain / moved_of_row(op)),
                               [&](int64_t first, int64_t last) { kernel(op, first, last); });
 }
 

@@ -150,6 +150,19 @@ void unpack(To* to, const T* from, const Box& box) {
   }
 }
 
+// Both of two interleaved operands: one by one they would be stores among what has to be loaded first.
+template <class T>
+void unpack_both(T* to, const T* first, const T* second, const Box& box) {
+  for (int64_t o = 0; o < box.outer; ++o, first += box.inner, second += box.inner, to += box.outer_stride) {
+    for (int64_t i = 0; i < box.inner; i += width<T>) {
+      const int64_t left = box.inner - i;
+      const Spread<T> both = zip(load_part(first + i, left), load_part(second + i, left));
+      store_part(to + 2 * i, both.low, 2 * left);
+      store_part(to + 2 * i + width<T>, both.high, 2 * left - width<T>);
+    }
+  }
+}
+
 template <class T>
 void pack(T* to, const char* from, Dtype dtype, const Box& box) {
   switch (dtype) {

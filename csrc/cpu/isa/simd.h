@@ -275,6 +275,21 @@ FASTFLOW_INLINE Spread<T> spread(Vec<T> v, Vec<T> low, Vec<T> high, std::integer
           choose<T, (lane % 2 ? lane : lanes + lanes / 2 + lane / 2)...>(high, v)};
 }
 
+template <class T, int... lane>
+FASTFLOW_INLINE Spread<T> zip(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
+  constexpr int lanes = width<T>;
+  return {choose<T, (lane / 2 + lane % 2 * lanes)...>(a, b),
+          choose<T, (lanes / 2 + lane / 2 + lane % 2 * lanes)...>(a, b)};
+}
+
+// a0 b0 a1 b1 ...
+FASTFLOW_INLINE Spread<float> zip(Vec<float> a, Vec<float> b) {
+  return zip<float>(a, b, std::make_integer_sequence<int, width<float>>{});
+}
+FASTFLOW_INLINE Spread<double> zip(Vec<double> a, Vec<double> b) {
+  return zip<double>(a, b, std::make_integer_sequence<int, width<double>>{});
+}
+
 // [low, high] with the lanes of v in the even ones' places; a float's or a double's vectors.
 FASTFLOW_INLINE Spread<float> spread_among(Vec<float> v, Vec<float> low, Vec<float> high) {
   return spread<float>(v, low, high, std::make_integer_sequence<int, width<float>>{});

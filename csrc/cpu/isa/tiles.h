@@ -70,6 +70,7 @@ class Tiles {
       direct_[role] = role != GRAD_GAIN && c.operand[role].dtype == dtype && readable;
       packing_ |= !direct_[role];
     }
+    find_interleaved();
     copies_in_lines_ = order_[1] == row_axis;
     for (int n = 0; n < c.copies; ++n) copies_in_lines_ &= is_line(c.copy[n]);
   }
@@ -130,6 +131,16 @@ class Tiles {
     if (!lanes_are_rows) order_[count++] = row_axis;
   }
 
+  // Whether the gradients of scale and shift are a tensor's even and odd elements.
+  void find_interleaved() {
+    const Operand &scale = c_.operand[GRAD_SCALE], &shift = c_.operand[GRAD_SHIFT];
+    if (scale.data == nullptr || shift.data == nullptr || scale.dtype != native<T> || stride(GRAD_SCALE, 0) != 2) return;
+    const char* const first = scale.data < shift.data ? scale.data : shift.data;
+    const char* const second = scale.data < shift.data ? shift.data : scale.data;
+    interleaved_ = second == first + sizeof(T);
+    for (int axis = 0; axis <= c_.dims; ++axis) interleaved_ &= stride(GRAD_SCALE, axis) == stride(GRAD_SHIFT, axis);
+  }
+
   static bool is_line(const Copy& copy) {
     const Operand &from = copy.operand[0], &to = copy.operand[1];
     return copy.dims == 1 && from.stride[0] == 1 && to.stride[0] == 1 && copy.size[0] * bytes_of[to.dtype] >= 64;
@@ -178,7 +189,13 @@ class Tiles {
       const Role role = present_[n];
       if (direct_[role] || role < Z) continue;
       const Box box = {tile.outer, tile.inner, stride(role, 1), stride(role, 0)};
-      if (role == GRAD_GAIN) {
+      if (interleaved_ && role == GRAD_SCALE) {
+        const Role first = place[GRAD_SCALE] < place[GRAD_SHIFT] ? GRAD_SCALE : GRAD_SHIFT;
+        const Role second = first == GRAD_SCALE ? GRAD_SHIFT : GRAD_SCALE;
+        unpack_both(reinterpret_cast<T*>(place[first]), buffers_[first], buffers_[second], box);
+      } else if (interleaved_ && role == GRAD_SHIFT) {
+        continue;
+      } else if (role == GRAD_GAIN) {
         auto* sum = reinterpret_cast<double*>(place[role]);
         accumulate(sum, sum + c_.gains, buffers_[role], box);
       } else {
@@ -191,7 +208,7 @@ class Tiles {
   int order_[max_dims + 1];  // axes of the block from the innermost out: dims of a row, or row_axis
   Role present_[ROLES];
   int present_count_ = 0;
-  bool direct_[ROLES] = {}, packing_ = false, copies_in_lines_;
+  bool direct_[ROLES] = {}, packing_ = false, interleaved_ = false, copies_in_lines_;
   alignas(64) T buffers_[ROLES][capacity];
 };
 
