@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.fusion.layer import is_customised
-from fastflow.fusion.mlp import Mlp, fits, layers_of, serves
+from fastflow.fusion.mlp import Mlp, fits, layers_of, serves, unwrapped
 from fastflow.ops import mlp
 from fastflow.ops.affine_coupling import backward_reference
 from fastflow.ops.packing import PACKINGS, unpack
@@ -38,12 +38,14 @@ class Networks(NamedTuple):
 def networks_of(conditioners: Sequence[nn.Module], x: Tensor, passive: slice, outputs: int,
                 ) -> tuple[Networks, list[Tensor]] | None:
     """What a node needs to call the conditioners by itself; None where they are to be called as modules."""
-    if not (torch.is_grad_enabled() and x.dim() == 2 and all(isinstance(each, Mlp) for each in conditioners)
-            and serves(x)):
+    if not (torch.is_grad_enabled() and x.dim() == 2):
+        return None
+    mlps = [unwrapped(each) for each in conditioners]
+    if not (all(isinstance(each, Mlp) for each in mlps) and serves(x)):
         return None
     width, parameters, networks = len(range(x.shape[1])[passive]), [], []
-    for conditioner in conditioners:
-        found = None if is_customised(conditioner) else layers_of(conditioner)
+    for each in mlps:
+        found = None if is_customised(each) else layers_of(each)
         if found is None or not fits(x, width, found[0]) or found[0][-1].shape[0] != outputs:
             return None
         parameters += found[0]

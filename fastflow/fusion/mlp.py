@@ -32,9 +32,14 @@ class Mlp(Arithmetic):
 
 
 def is_mlp(module: nn.Module) -> bool:
-    """Whether the module is one that `Mlp` is for."""
+    """Whether the module is one that `Mlp` is for, and not fused yet."""
     return (isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
             and not is_customised(module) and layers_of(module) is not None)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The `Mlp` that a call of the module is a call of, or the module."""
+    return module.net if _is_wrapper(type(module)) and not is_customised(module) else module
 
 
 def serves(x: Tensor) -> bool:
@@ -73,6 +78,14 @@ def _slope(activation: nn.Module) -> float | None:
 
 
 _ZUKO_LINEAR = "08a3ffae792f"
+
+
+_NORMFLOWS_MLP = "c889a91bc0d6"  # return self.net(x)
+
+
+@cache
+def _is_wrapper(cls: type[nn.Module]) -> bool:
+    return cls.__name__ == "MLP" and digest(cls, ("forward",)) == _NORMFLOWS_MLP
 
 
 @cache

@@ -59,11 +59,10 @@ def fuse(module: nn.Module, scope: str = "layer") -> nn.Module:
             if known is not None:
                 swap(layer, known.arithmetic)
         found.append(Found(name or "the model itself", original_class(layer).__name__, reason))
-    conditioners = [each for each in module.modules() if is_mlp(each)]
-    for each in conditioners:
-        if not is_fused(each):
+    for each in module.modules():
+        if is_mlp(each):
             swap(each, Mlp)
-    _report(found, len(conditioners))
+    _report(found, sum(isinstance(each, Mlp) for each in module.modules()))
     return module
 
 
@@ -81,7 +80,8 @@ def unfuse(module: nn.Module) -> nn.Module:
 
 def supported_layers() -> str:
     """A table of the layers that `fuse` knows: library, class, and what of its options is served."""
-    rows = [("library", "layer", "served"), *((each.library, each.name, each.covers) for each in LAYERS)]
+    rows = [("library", "layer", "served"), *((each.library, each.name, each.covers) for each in LAYERS),
+            ("torch", "Sequential", "conditioners of linear layers with ReLU or LeakyReLU, on the CPU")]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"{library:{widths[0]}s}  {name:{widths[1]}s}  {covers}" for library, name, covers in rows)
 

@@ -51,6 +51,8 @@ def _of_zuko(module: nn.Module, x: Tensor, rev: bool) -> tuple:
 CASES = {
     **{f"normflows-{scale_map}-{mode}": (_normflows(scale_map, mode), _of_normflows)
        for scale_map in ("exp", "sigmoid", "sigmoid_inv") for mode in ("channel", "channel_inv")},
+    "normflows-MLP": (lambda: normflows.flows.AffineCouplingBlock(normflows.nets.MLP([4, 33, 5, 6], leaky=0.1)),
+                      _of_normflows),
     "GLOW": (_freia("GLOWCouplingBlock"), _of_freia),
     "GLOW-tanh": (_freia("GLOWCouplingBlock", clamp_activation="TANH", split_len=2), _of_freia),
     "RNVP": (_freia("RNVPCouplingBlock"), _of_freia),
