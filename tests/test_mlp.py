@@ -85,9 +85,13 @@ def check(x: Tensor, parameters: list[Tensor], grad: Tensor, slope: float) -> No
     if x.dtype == torch.float64:  # eager's rounding is float32's, 2^-29 times as large, and the truth has as much
         eager = [truth + (single.double() - truth) * 2.0**-28 for single, truth in zip(eager, exact, strict=True)]
     found = everything(called, x, parameters, grad, slope)
-    for place, (ours, theirs, truth, sizes) in enumerate(zip(found, eager, exact, terms, strict=True)):
+    # Eager's error is its largest of all results, relative to their sizes: of few numbers it is small by chance.
+    worst = max((float((theirs - truth).detach().abs().amax() / sizes.amax()) for theirs, truth, sizes in
+                 zip(eager, exact, terms, strict=True) if truth.numel() and sizes.amax() > 0), default=0.0)
+    for place, (ours, truth, sizes) in enumerate(zip(found, exact, terms, strict=True)):
         assert ours.dtype == x.dtype
-        assert_three_way(ours, theirs, truth, name=f"result {place}, slope {slope}", terms=sizes)
+        allowed = truth + worst * sizes.amax() if sizes.numel() else truth
+        assert_three_way(ours, allowed, truth, name=f"result {place}, slope {slope}", terms=sizes)
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
