@@ -40,11 +40,12 @@ def is_mlp(module: nn.Module) -> bool:
 
 def serves(x: Tensor) -> bool:
     """Whether x is what the kernels take, in a call that is nothing but its numbers."""
+    # The number of rows comes last: a compiler or tracer would take the comparison for a promise.
     return (type(x) in _PLAIN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-            and x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1] and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing() and not under_transform()
-            and not _has_any_global_hook() and _backend.forced() in (None, "cpu")
-            and _backend.state("cpu").status == "available")
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not under_transform()
+            and not torch.is_autocast_enabled("cpu") and not _has_any_global_hook()
+            and _backend.forced() in (None, "cpu") and _backend.state("cpu").status == "available"
+            and x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1])
 
 
 def layers_of(module: nn.Sequential) -> tuple[list[Tensor], float] | None:

@@ -192,6 +192,10 @@ HOOKS = {
 }
 
 
+OLD_HOOKS = pytest.mark.filterwarnings("ignore:Using a non-full backward hook:FutureWarning")
+
+
+@OLD_HOOKS
 @pytest.mark.parametrize("place", [0, 1, 4])
 @pytest.mark.parametrize("kind", HOOKS)
 def test_hooks_of_parts_are_called(kind, place):
@@ -207,6 +211,7 @@ def test_hooks_of_parts_are_called(kind, place):
     assert calls(fused, x) == 1
 
 
+@OLD_HOOKS
 @pytest.mark.parametrize("kind", HOOKS)
 def test_hooks_of_the_whole_are_called_around_the_op(kind):
     (fused, original), x, called = pair(), data().requires_grad_(), []
@@ -428,7 +433,7 @@ def test_tracers():
     (fused, original), x = pair(), data()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(fused, x)
+        traced = torch.jit.trace(fused, x, check_trace=False)
     assert "fastflow" not in str(traced.inlined_graph)
     assert torch.equal(traced(x), original(x))
     graph = torch.fx.symbolic_trace(fused)
@@ -436,7 +441,7 @@ def test_tracers():
     assert torch.equal(graph(x), original(x))
     assert copy.deepcopy(fused).to("meta")(x.to("meta")).shape == (ROWS, OUTPUTS)
     program = torch.export.export(fused, (x,), dynamic_shapes=(({0: torch.export.Dim("rows")}),), strict=False)
-    torch.testing.assert_close(program.module()(x[:70]), original(x[:70]))
+    torch.testing.assert_close(program.module()(x[:3]), original(x[:3]))
 
 
 def test_compiles_into_one_graph():
@@ -533,7 +538,7 @@ def test_nan_stays_in_its_row():
     (fused, original), x = pair(), data()
     x[3, 0], x[90, 5] = float("nan"), float("inf")
     torch.testing.assert_close(fused(x), original(x), equal_nan=True)
-    assert fused(x).isnan().any(1).nonzero().flatten().tolist() == [3, 90] or original(x)[90].isfinite().all()
+    assert (~fused(x).isfinite()).any(1).nonzero().flatten().tolist() == [3, 90]
 
 
 def test_containers():
@@ -552,8 +557,8 @@ def test_containers():
     del fused[-2:], original[-2:]
     torch.testing.assert_close(fused(x), original(x))
     assert calls(fused, x) == 1
-    for grown in (fused + nn.Sequential(nn.ReLU()), fused * 2):
-        assert type(grown) is nn.Sequential or isinstance(grown, Mlp)
+    assert torch.equal((fused + nn.Sequential(nn.Tanh()))(x), fused(x).tanh())
+    assert len(fused * 2) == 6
 
 
 def test_fused_twice_and_told_of(caplog):
