@@ -8,6 +8,8 @@
 // gradients, whatever the number of rows.
 #include "mlp.h"
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <cstring>
 #include <tuple>
 #include <vector>
@@ -32,6 +34,9 @@ class Call {
     op.layers = static_cast<int>(layers_.size());
     op.layer = layers_.data();
     op.hidden_pitch = 16;
+    for (const Tensor& each : parameters) {
+      STD_TORCH_CHECK(dtype_of(each) == dtype_of(x), "mlp: a parameter has another dtype than x");
+    }
     for (int n = 0; n < op.layers; ++n) {
       Linear& layer = layers_[n];
       const Tensor& weight = parameters[n * step];

@@ -22,6 +22,7 @@ from fastflow.ops import (
     gaussian_class_marginal,
     gaussian_class_scores,
     logit,
+    mlp,
     sym_log,
     uniform_noise,
 )
@@ -67,6 +68,8 @@ def observe(device: str = "cpu") -> Iterator[Cell]:
     yield from observe_elementwise(device)
     yield from observe_dequantize_logit(device)
     yield from observe_uniform_noise(device)
+    if device == "cpu":  # elsewhere its products are the vendor's
+        yield from observe_mlp()
 
 
 def observe_affine_coupling(device: str = "cpu") -> Iterator[Cell]:
@@ -218,6 +221,23 @@ def observe_uniform_noise(device: str = "cpu") -> Iterator[Cell]:
             uniform_noise((_ROWS, 7), seed=0, step=step, rows=rows, dtype=_SINGLE_DTYPES[dtype])
         variant = "device step" if isinstance(step, Tensor) else "host step"
         yield Cell("uniform_noise", variant, "[B, ...]", dtype, "forward", served["uniform_noise"])
+
+
+def observe_mlp() -> Iterator[Cell]:
+    """Either dtype, every layout of x and of the matrices, with one layer and more."""
+    layouts = ("[B, D]", "strided", "transposed", "offset")
+    directions = ("forward", "backward")
+    for widths, layout, dtype, direction in product(((6, 3), (6, 8, 3)), layouts, ("float64", "float32"), directions):
+        place, shapes = _PLACES.get(layout, Tensor.contiguous), [(_ROWS, 6), *zip(widths[1:], widths, strict=False)]
+        x, *weights = (place(torch.randn(shape).to(_SINGLE_DTYPES[dtype])).requires_grad_(direction == "backward")
+                       for shape in shapes)
+        parameters = [each for weight in weights for each in (weight, weight[:, 0])]
+        with watch() as served:
+            out = mlp(x, parameters)
+            if direction == "backward":
+                torch.autograd.grad(out.sum(), x)
+        backend = served.get("mlp_backward", "reference") if direction == "backward" else served["mlp"]
+        yield Cell("mlp", f"{len(weights)} layers", layout, dtype, direction, backend)
 
 
 def observe_channel_mix(device: str = "cpu") -> Iterator[Cell]:

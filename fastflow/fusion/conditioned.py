@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fastflow.fusion.layer import is_customised
 from fastflow.fusion.mlp import Mlp, fits, layers_of, serves, unwrapped
-from fastflow.ops import mlp
-from fastflow.ops.affine_coupling import backward_reference
+from fastflow.ops.affine_coupling import backward_reference as coupling_backward
+from fastflow.ops.mlp import backward_reference as network_backward
+from fastflow.ops.mlp import reference as network_reference
 from fastflow.ops.packing import PACKINGS, unpack
 from fastflow.ops.scale_map import ScaleMap, settings_of
 
@@ -63,7 +64,7 @@ def run(networks: Networks, x: Tensor, parameters: Sequence[Tensor]) -> tuple[li
 def remade(networks: Networks, z: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """As `run`, differentiable."""
     given = z[:, networks.passive]
-    return [mlp.reference(given, own, slope) for own, slope in networks.split(parameters)]
+    return [network_reference(given, own, slope) for own, slope in networks.split(parameters)]
 
 
 def run_back(networks: Networks, z: Tensor, hidden: Sequence[Tensor], parameters: Sequence[Tensor],
@@ -74,7 +75,7 @@ def run_back(networks: Networks, z: Tensor, hidden: Sequence[Tensor], parameters
         grad_x = grad_x.clone()
     for n, (own, slope) in enumerate(networks.split(parameters)):
         if differentiable:
-            grad_given, of_own = mlp.backward_reference(grads[n], given, own, slope)
+            grad_given, of_own = network_backward(grads[n], given, own, slope)
         else:
             grad_given, of_own = mlp_backward(grads[n], given, hidden[n], own[::2], slope, True)
         grad_x[:, networks.passive] += grad_given
@@ -107,7 +108,7 @@ class _ConditionedCoupling(torch.autograd.Function):
         if grad_z is None:  # then the output does not count, not even where it overflowed: 0 times infinity is NaN
             grad_z = saved = torch.zeros_like(z)
         scale, shift = made if packing is None else unpack(made[0], packing)
-        kernel = backward_reference if differentiable else torch.ops.fastflow.affine_coupling_backward.default
+        kernel = coupling_backward if differentiable else torch.ops.fastflow.affine_coupling_backward.default
         grad_x, grad_made, _ = kernel(grad_z, grad_log_det, saved, scale, shift, None, None, *ctx.settings, False,
                                       packing or 0)
         grads = unpack(grad_made, 0) if packing is None else (grad_made,)

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastflow import _backend
-from fastflow.fusion.layer import Arithmetic, digest, is_customised
+from fastflow.fusion.layer import Arithmetic, digest, is_customised, original_class
 from fastflow.ops._define import under_transform
 from fastflow.ops.mlp import compute
 
 # Fewer rows do not pay for packing the weights, and wider layers keep PyTorch's own products busy.
 _FEWEST_ROWS, _WIDEST = 64, 256
+_PLAIN = {Tensor, nn.Parameter}  # other tensors may compute in ways of their own
 
 
 class Mlp(Arithmetic):
@@ -32,8 +33,8 @@ class Mlp(Arithmetic):
 
 
 def is_mlp(module: nn.Module) -> bool:
-    """Whether the module is one that `Mlp` is for, and not fused yet."""
-    return (isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    """Whether the module is one that `Mlp` is for, fused or not."""
+    return (isinstance(module, nn.Sequential) and original_class(module).forward is nn.Sequential.forward
             and not is_customised(module) and layers_of(module) is not None)
 
 
@@ -44,25 +45,26 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def serves(x: Tensor) -> bool:
     """Whether x is what the kernels take, in a call that is nothing but its numbers."""
-    return (type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-            and x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1] and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing() and not under_transform()
-            and not _has_any_global_hook() and _backend.forced() in (None, "cpu")
-            and _backend.state("cpu").status == "available")
+    # The number of rows comes last: a compiler or tracer would take the comparison for a promise.
+    return (type(x) in _PLAIN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not under_transform()
+            and not torch.is_autocast_enabled("cpu") and not _has_any_global_hook()
+            and _backend.forced() in (None, "cpu") and _backend.state("cpu").status == "available"
+            and x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1])
 
 
 def layers_of(module: nn.Sequential) -> tuple[list[Tensor], float] | None:
     """(W_1, b_1, W_2, ..., slope) of the layers as they are now; None unless they are linear and rectify in turn."""
     parameters, slope = [], None
     for n, part in enumerate(module._modules.values()):
-        if is_customised(part):
+        if part is None or is_customised(part):
             return None
         if n % 2:
             own = _slope(part)
             if own is None or slope not in (None, own):
                 return None
             slope = own
-        elif _is_linear(type(part)) and part.bias is not None and part.weight.dim() == 2:
+        elif _is_linear(type(part)) and {type(part.weight), type(part.bias)} <= _PLAIN and part.weight.dim() == 2:
             parameters += part.weight, part.bias
         else:
             return None
@@ -78,8 +80,6 @@ def _slope(activation: nn.Module) -> float | None:
 
 
 _ZUKO_LINEAR = "08a3ffae792f"
-
-
 _NORMFLOWS_MLP = "c889a91bc0d6"  # return self.net(x)
 
 
@@ -97,10 +97,10 @@ def fits(x: Tensor, width: int, parameters: list[Tensor]) -> bool:
     """Whether the parameters are for so many of x's features, and each other's; where they are not PyTorch says so."""
     for n in range(0, len(parameters), 2):
         weight, bias = parameters[n], parameters[n + 1]
-        if (weight.shape[1] != width or width > _WIDEST or weight.dtype != x.dtype or bias.dtype != x.dtype
+        if (weight.shape[1] != width or not 0 < width <= _WIDEST or weight.dtype != x.dtype or bias.dtype != x.dtype
                 or weight.device != x.device or bias.device != x.device):
             return False
         width = weight.shape[0]
         if bias.shape != (width,):
             return False
-    return width <= _WIDEST
+    return 0 < width <= _WIDEST

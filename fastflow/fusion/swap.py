@@ -60,7 +60,7 @@ def fuse(module: nn.Module, scope: str = "layer") -> nn.Module:
                 swap(layer, known.arithmetic)
         found.append(Found(name or "the model itself", original_class(layer).__name__, reason))
     for each in module.modules():
-        if is_mlp(each):
+        if is_mlp(each) and not is_fused(each):
             swap(each, Mlp)
     _report(found, sum(isinstance(each, Mlp) for each in module.modules()))
     return module

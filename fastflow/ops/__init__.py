@@ -19,6 +19,7 @@ from fastflow.ops.gaussian_class_marginal import (
 )
 from fastflow.ops.gaussian_class_scores import gaussian_class_scores
 from fastflow.ops.logit import logit
+from fastflow.ops.mlp import mlp
 from fastflow.ops.permute import permute
 from fastflow.ops.scale_map import ScaleMap
 from fastflow.ops.squeeze import squeeze
@@ -30,6 +31,6 @@ __all__ = [
     "affine_coupling_packed", "channel_mix", "class_cross_entropy", "class_marginal", "dequantize",
     "dequantize_logit", "elementwise_affine", "factor_out", "factor_out_inverse", "flow_class_marginal",
     "flow_class_scores", "full_gaussian_class_scores", "gaussian_class_cross_entropy", "gaussian_class_marginal",
-    "gaussian_class_posterior", "gaussian_class_scores", "logit", "permute", "plu", "quantize", "squeeze", "sym_log",
-    "uniform_noise",
+    "gaussian_class_posterior", "gaussian_class_scores", "logit", "mlp", "permute", "plu", "quantize", "squeeze",
+    "sym_log", "uniform_noise",
 ]

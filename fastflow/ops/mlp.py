@@ -1,6 +1,6 @@
 """Multilayer perceptron, the conditioner of flows on vectors: linear layers with a (leaky) rectifier in between.
 
-    h_0 = x        h_n = max(a_n, slope a_n), a_n = W_n h_{n-1} + b_n        out = W_N h_{N-1} + b_N
+    h_0 = x        a_n = W_n h_{n-1} + b_n        h_n = a_n where a_n > 0, else slope a_n        out = a_N
 
 One pass over tiles of rows that stay in the cache, forward and backward; the activations are all that is saved, as
 PyTorch's own layers do. On CUDA the reference serves, whose products are the vendor's.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastflow import _backend
 from fastflow.ops._checks import COMPUTE_DTYPE, bad_device, bad_dtype, bad_shape, bad_type, check_float
-from fastflow.ops._define import Op, under_transform
+from fastflow.ops._define import Op, under_transform, without_autocast
 
 
 def reference(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Tensor:
@@ -26,9 +26,12 @@ def reference(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Tensor:
 def _layers(x: Tensor, parameters: Sequence[Tensor], slope: float) -> list[Tensor]:
     """x, the activations of every hidden layer, and out."""
     values, last = [x], len(parameters) // 2 - 1
-    for n, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
-        value = F.linear(values[-1], weight, bias)
-        values.append(value if n == last else F.leaky_relu(value, slope))
+    with without_autocast(x):
+        for n, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
+            value = F.linear(values[-1], weight, bias)
+            if n < last:
+                value = F.leaky_relu(value, slope) if slope else F.relu(value)
+            values.append(value)
     return values
 
 
@@ -41,11 +44,13 @@ def backward_reference(grad: Tensor, x: Tensor, parameters: Sequence[Tensor], sl
 def _gradients(grad: Tensor, inputs: list[Tensor], weights: Sequence[Tensor], slope: float,
                ) -> tuple[Tensor, list[Tensor]]:
     grads: list[Tensor] = []
-    for n in reversed(range(len(weights))):
-        grads = [grad.mT @ inputs[n], grad.sum(0), *grads]
-        grad = grad @ weights[n]
-        if n:
-            grad = torch.where(inputs[n] <= 0, grad * slope if slope else 0.0, grad)
+    with without_autocast(grad):
+        for n in reversed(range(len(weights))):
+            grads = [grad.mT @ inputs[n], grad.sum(0), *grads]
+            grad = grad @ weights[n]
+            if n:
+                # Of NaN PyTorch takes another side in each.
+                grad = torch.where(inputs[n] > 0, grad, grad * slope) if slope else grad.masked_fill(inputs[n] <= 0, 0.0)
     return grad, grads
 
 
@@ -123,9 +128,9 @@ class _Mlp(torch.autograd.Function):
 def mlp(x: Tensor, parameters: Sequence[Tensor], *, slope: float = 0.0) -> Tensor:
     """The output [B, H_N] of a multilayer perceptron.
 
-    x           [B, D], any strides, float64 or float32
+    x           [B, D], D at least 1, any strides, float64 or float32
     parameters  W_1 [H_1, D], b_1 [H_1], W_2 [H_2, H_1], b_2 [H_2], ..., in x's dtype, any strides
-    slope       at least 0, of the activation max(a, slope a) for a < 0: 0 is ReLU, others LeakyReLU
+    slope       at least 0, of the activation below 0: 0 is ReLU, others LeakyReLU
 
     Raises TypeError or ValueError naming the argument; RuntimeError if a forced backend cannot serve the call.
     """
@@ -133,8 +138,8 @@ def mlp(x: Tensor, parameters: Sequence[Tensor], *, slope: float = 0.0) -> Tenso
     check_float(op, "x", x)
     if COMPUTE_DTYPE[x.dtype] != x.dtype:
         raise bad_dtype(op, "x", x, "float64 or float32")
-    if x.dim() != 2:
-        raise bad_shape(op, "x", x, "2 dims [B, D]")
+    if x.dim() != 2 or x.shape[1] == 0:
+        raise bad_shape(op, "x", x, "2 dims [B, D], D at least 1")
     if not parameters or len(parameters) % 2:
         raise ValueError(f"{op}: parameters has {len(parameters)} tensors, expected a matrix and a bias for each layer")
     if not slope >= 0:
@@ -149,8 +154,8 @@ def mlp(x: Tensor, parameters: Sequence[Tensor], *, slope: float = 0.0) -> Tenso
         if value.device != x.device:
             raise bad_device(op, name, value, x)
         if n % 2 == 0:
-            if value.dim() != 2 or value.shape[1] != width:
-                raise bad_shape(op, name, value, f"[outputs, {width}]")
+            if value.dim() != 2 or value.shape[1] != width or value.shape[0] == 0:
+                raise bad_shape(op, name, value, f"[outputs, {width}], outputs at least 1")
             width = value.shape[0]
         elif value.shape != (width,):
             raise bad_shape(op, name, value, (width,))

@@ -47,6 +47,7 @@ class Network {
   void backward(int64_t first, int64_t rows) const {
     Matrix<P> grad = rows_of(op_.grad_out, first);
     const int64_t of_chunk = first - op_.chunk_first, pitch = op_.hidden_pitch;
+    const bool leaks = slope_ != 0;
     const T slope = slope_;
     int64_t place = 0;
     for (int n = 0; n < op_.layers - 1; ++n) place += places(op_.layer[n].out);
@@ -58,8 +59,8 @@ class Network {
       multiply_rows<P>(rows, grad.data, grad.pitch, layer.transposed, layer.out.size, places(layer.in),
                        [=](int64_t row, int64_t column, Vec<T> v) {
                          const int64_t at = row * pitch + column;
-                         const Vec<T> below = slope == 0 ? Vec<T>{} : v * slope;
-                         store(to + at, load(active + at) <= 0 ? below : v);
+                         const Vec<T> h = load(active + at);  // of NaN PyTorch takes another side in each
+                         store(to + at, leaks ? (h > 0 ? v : v * slope) : (h <= 0 ? Vec<T>{} : v));
                        });
       grad = {to, pitch, pitch};
     }
