@@ -39,10 +39,10 @@ class Networks(NamedTuple):
 def networks_of(conditioners: Sequence[nn.Module], x: Tensor, passive: slice, outputs: int,
                 ) -> tuple[Networks, list[Tensor]] | None:
     """What a node needs to call the conditioners by itself; None where they are to be called as modules."""
-    if not (torch.is_grad_enabled() and x.dim() == 2):
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or x.dim() != 2 or not serves(x):
         return None
     mlps = [unwrapped(each) for each in conditioners]
-    if not (all(isinstance(each, Mlp) for each in mlps) and serves(x)):
+    if not all(isinstance(each, Mlp) for each in mlps):
         return None
     width, parameters, networks = len(range(x.shape[1])[passive]), [], []
     for each in mlps:

@@ -49,8 +49,8 @@ def _gradients(grad: Tensor, inputs: list[Tensor], weights: Sequence[Tensor], sl
             grads = [grad.mT @ inputs[n], grad.sum(0), *grads]
             grad = grad @ weights[n]
             if n:
-                # Of NaN PyTorch takes another side in each.
-                grad = torch.where(inputs[n] > 0, grad, grad * slope) if slope else grad.masked_fill(inputs[n] <= 0, 0.0)
+                h = inputs[n]  # of NaN PyTorch takes another side in each
+                grad = torch.where(h > 0, grad, grad * slope) if slope else grad.masked_fill(h <= 0, 0.0)
     return grad, grads
 
 
