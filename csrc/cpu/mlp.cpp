@@ -33,7 +33,7 @@ class Call {
     op.x = rows_of(x);
     op.layers = static_cast<int>(layers_.size());
     op.layer = layers_.data();
-    op.hidden_pitch = 16;
+    op.hidden_pitch = 0;
     for (const Tensor& each : parameters) {
       STD_TORCH_CHECK(dtype_of(each) == dtype_of(x), "mlp: a parameter has another dtype than x");
     }

@@ -60,7 +60,7 @@ def _places(features: int) -> int:
 
 def _hidden_like(x: Tensor, widths: Sequence[int], rows: int) -> Tensor:
     """Uninitialised, for the activations of layers of these widths, each in its places, side by side."""
-    return x.new_empty(rows, sum(map(_places, widths)) + 16)
+    return x.new_empty(rows, sum(map(_places, widths)))
 
 
 def _fallback(x: Tensor, parameters: list[Tensor], slope: float, keep: bool) -> tuple[Tensor, Tensor]:

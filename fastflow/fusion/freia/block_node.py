@@ -3,6 +3,7 @@
 Several nodes compute the same; but at 1024 rows of 64 features the Python of a node takes as long as its kernels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,12 @@ def conditioned_and_scaled(x: Tensor, networks: Networks, parameters: list[Tenso
     return z, log_det
 
 
+def _damped(parameters: Sequence[Tensor], damping: float | Tensor) -> list[Tensor]:
+    """Those of a network that makes damping times as much, or their gradients."""
+    *first, weight, bias = parameters
+    return [*first, weight * (damping.unsqueeze(1) if isinstance(damping, Tensor) else damping), bias * damping]
+
+
 class _CoupledAndScaled(torch.autograd.Function):
     """What lies between coupling and scaling is a result too, so that it can be saved and differentiated twice."""
 
@@ -57,8 +64,7 @@ class _CoupledAndScaled(torch.autograd.Function):
     def forward(ctx, x, made, offset, log_scale, order, back, settings, networks, damping, *parameters):
         hidden = ()
         if networks is not None:
-            (made,), hidden = run(networks, x, parameters)
-            made *= damping
+            (made,), hidden = run(networks, x, _damped(parameters, damping))
         y, log_det = torch.ops.fastflow.affine_coupling.default(x, *unpack(made, PACKING), None, None, None, *settings)
         z, log_det = torch.ops.fastflow.act_norm.default(y, offset, log_scale, log_det, False, False)
         ctx.settings, ctx.networks, ctx.damping = settings, networks, damping
@@ -87,8 +93,10 @@ class _CoupledAndScaled(torch.autograd.Function):
         grad_x, grad_made, _ = coupling(grad, grad_log_det, y, *unpack(made, PACKING), None, None, *ctx.settings, False,
                                         PACKING)
         found = ()
-        if networks is not None:
-            grad_made = grad_made * ctx.damping if differentiable else grad_made.mul_(ctx.damping)
-            grad_x, found = run_back(networks, passive_of, hidden, parameters, (grad_made,), grad_x, differentiable)
-            grad_made = None
-        return grad_x, grad_made, grad_offset, grad_log_scale, None, None, None, None, None, *found
+        if differentiable and networks is not None:
+            grad_x, found = run_back(networks, passive_of, hidden, parameters, (grad_made * ctx.damping,), grad_x, True)
+        elif networks is not None:
+            grad_x, found = run_back(networks, passive_of, hidden, _damped(parameters, ctx.damping), (grad_made,), grad_x,
+                                     False)
+            found = _damped(found, ctx.damping)
+        return grad_x, None if networks else grad_made, grad_offset, grad_log_scale, None, None, None, None, None, *found
