@@ -19,7 +19,7 @@
 namespace fastflow {
 namespace {
 
-constexpr int64_t chunk_bytes = int64_t{1} << 20;  // of activations and their gradients, which stay in the L2
+constexpr int64_t chunk_bytes = int64_t{1} << 19;  // of activations and their gradients, which stay in the L2
 
 // A call: what its kernels are given, and the memory that they share. `step` is 2 where the weights' biases lie between
 // them.
