@@ -199,12 +199,16 @@ def perturbed(model: nn.Module) -> nn.Module:
     return model
 
 
-def step(run: Callable, model: nn.Module, x: Tensor) -> tuple:
-    """Gradients of -log p under a standard normal base, of the mean over rows, for every parameter."""
+def step(run: Callable, model: nn.Module, x: Tensor, parameters: list[Tensor]) -> tuple:
+    """Gradients of -log p under a standard normal base, of the mean over rows, for these parameters."""
     z, log_det = run(model, x)
     z = z[0] if isinstance(z, tuple | list) else z
     loss = 0.5 * z.square().sum() / len(x) - torch.as_tensor(log_det).mean()
-    return torch.autograd.grad(loss, [each for each in model.parameters() if each.requires_grad], allow_unused=True)
+    return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def trained(model: nn.Module) -> list[Tensor]:
+    return [each for each in model.parameters() if each.requires_grad]
 
 
 def without_gradients(run: Callable, model: nn.Module, x: Tensor) -> tuple:
@@ -235,12 +239,12 @@ def measured(name: str, subject: Subject, seconds: float, device: str) -> dict:
     """{part: {"eager" or "fused": {quantity: number}}, "difference", "disturbed"}."""
     models, x = started(subject, device)
     found: dict = {"difference": difference(subject, models, x), "disturbed": ""}
-    gradients = sum(each.nbytes for each in models["eager"].parameters() if each.requires_grad)
+    gradients = sum(each.nbytes for each in trained(models["eager"]))
     runs = {"training": subject.encode}
     if name == "zuko LU":
         runs["inverse training"] = subject.decode
     for part, run in runs.items():
-        steps, disturbance = compare({who: (partial(step, run, model, x), gradients) for who, model in models.items()},
+        steps, disturbance = compare({who: (partial(step, run, model, x, trained(model)), gradients) for who, model in models.items()},
                                      seconds, device)
         found[part] = {who: {"seconds": timing.seconds, "spread": timing.spread, "live MB": live / 1e6}
                        for who, (timing, live) in steps.items()}

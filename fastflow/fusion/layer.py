@@ -150,5 +150,6 @@ def digest(cls: type, methods: tuple[str, ...]) -> str:
 
 def is_customised(module: nn.Module) -> bool:
     """Whether a call of the module itself does something else than its class's forward."""
-    return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
-                or module._backward_hooks or module._backward_pre_hooks)
+    own = module.__dict__
+    return bool("forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]
+                or own["_backward_pre_hooks"])

@@ -64,10 +64,12 @@ def layers_of(module: nn.Sequential) -> tuple[list[Tensor], float] | None:
             if own is None or slope not in (None, own):
                 return None
             slope = own
-        elif _is_linear(type(part)) and {type(part.weight), type(part.bias)} <= _PLAIN and part.weight.dim() == 2:
-            parameters += part.weight, part.bias
         else:
-            return None
+            own = part._parameters  # not by attribute, which Module makes slow
+            weight, bias = own.get("weight"), own.get("bias")
+            if not (_is_linear(type(part)) and type(weight) in _PLAIN and type(bias) in _PLAIN and weight.dim() == 2):
+                return None
+            parameters += weight, bias
     return (parameters, slope) if slope is not None and n % 2 == 0 else None
 
 
@@ -94,13 +96,14 @@ def _is_linear(cls: type[nn.Module]) -> bool:
 
 
 def fits(x: Tensor, width: int, parameters: list[Tensor]) -> bool:
-    """Whether the parameters are for so many of x's features, and each other's; where they are not PyTorch says so."""
-    for n in range(0, len(parameters), 2):
-        weight, bias = parameters[n], parameters[n + 1]
-        if (weight.shape[1] != width or not 0 < width <= _WIDEST or weight.dtype != x.dtype or bias.dtype != x.dtype
-                or weight.device != x.device or bias.device != x.device):
+    """Whether the parameters are for `width` of x's features, and each other's; where they are not PyTorch says so."""
+    dtype = x.dtype
+    for each in parameters:
+        if each.dtype is not dtype or not each.is_cpu:
             return False
-        width = weight.shape[0]
-        if bias.shape != (width,):
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        outputs, inputs = weight.shape
+        if inputs != width or not 0 < width <= _WIDEST or bias.shape != (outputs,):
             return False
+        width = outputs
     return 0 < width <= _WIDEST
