@@ -30,7 +30,7 @@ SANITIZED := LD_PRELOAD="$$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detec
     PYTHONPATH=build/sanitize/lib $(PYTEST) -p no:cacheprovider -q --capture=sys
 KERNEL_TESTS := $(addprefix tests/test_, $(addsuffix .py, \
     act_norm affine_coupling channel_mix dequantize_logit gaussian_class_marginal gaussian_class_scores logit \
-    mlp residual_coupling sym_log uniform_noise))
+    mlp permute residual_coupling sym_log uniform_noise))
 sanitize: setup
 	CMAKE_ARGS="-DFASTFLOW_SANITIZE=address,undefined -DFASTFLOW_CUDA=OFF" $(BIN)/python setup.py -q \
 	    build --build-base build/sanitize --build-lib build/sanitize/lib

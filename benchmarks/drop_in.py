@@ -244,8 +244,8 @@ def measured(name: str, subject: Subject, seconds: float, device: str) -> dict:
     if name == "zuko LU":
         runs["inverse training"] = subject.decode
     for part, run in runs.items():
-        steps, disturbance = compare({who: (partial(step, run, model, x, trained(model)), gradients) for who, model in models.items()},
-                                     seconds, device)
+        steps, disturbance = compare({who: (partial(step, run, model, x, trained(model)), gradients)
+                                      for who, model in models.items()}, seconds, device)
         found[part] = {who: {"seconds": timing.seconds, "spread": timing.spread, "live MB": live / 1e6}
                        for who, (timing, live) in steps.items()}
         found["disturbed"] = found["disturbed"] or disturbance.reason

@@ -5,10 +5,12 @@ import torch
 from bijections import assert_inverts, assert_log_det
 from oracles import LAYOUTS, relayout
 from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastflow.nn import FlowSequential, Permutation
 from fastflow.ops import permute
+from fastflow.ops.permute import _columns
 
 ORDER = torch.tensor([2, 0, 3, 1])
 
@@ -25,6 +27,32 @@ def test_values(shape, dtype, layout):
         for place, channel in enumerate(ORDER.tolist()):
             assert torch.equal(z[:, place], x[:, channel])
             assert torch.equal(back[:, channel], x[:, place])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("columns", [1, 2, 15, 16, 17, 32, 33, 64, 100, 255, 256, 257, 300])
+def test_matrices(columns, dtype, layout):
+    for rows in (0, 1, 5, 700):
+        x, order = relayout(torch.randn(rows, columns, dtype=dtype), layout), torch.randperm(columns)
+        expected = torch.stack([x[:, channel] for channel in order.tolist()], 1)
+        for given in (order, order.int(), torch.stack([order, order], 1)[:, 0]):
+            found = permute(x, given)
+            assert torch.equal(found, expected)
+            assert found.is_contiguous()
+        assert torch.equal(permute(found, order, inverse=True), x)
+
+
+def test_the_kernel_looks_at_the_order():
+    x = torch.randn(3, 4)
+    for wrong in (torch.tensor([0, 1, 2, 4]), torch.tensor([0, 1, -1, 2]), torch.arange(3)):
+        with pytest.raises((RuntimeError, IndexError)):
+            _columns.dispatch(x, wrong)
+    assert torch.equal(_columns.dispatch(x, torch.tensor([3, 3, 0, 1])), x[:, [3, 3, 0, 1]])  # reads, so it may repeat
+
+
+def test_opcheck_of_the_kernel():
+    opcheck(_columns.dispatch, (torch.randn(5, 4), ORDER), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -50,7 +78,7 @@ def test_the_gradient_is_a_selection():
     with Names() as called:
         (grad,) = torch.autograd.grad(z, x, weights)
     assert torch.equal(grad, permute(weights, ORDER, inverse=True))
-    assert "index_select" in called.names
+    assert {"index_select", "permute_columns"} & set(called.names)
     assert not any("index_add" in name or "scatter" in name for name in called.names)
 
 

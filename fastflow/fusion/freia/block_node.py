@@ -93,10 +93,9 @@ class _CoupledAndScaled(torch.autograd.Function):
         grad_x, grad_made, _ = coupling(grad, grad_log_det, y, *unpack(made, PACKING), None, None, *ctx.settings, False,
                                         PACKING)
         found = ()
-        if differentiable and networks is not None:
-            grad_x, found = run_back(networks, passive_of, hidden, parameters, (grad_made * ctx.damping,), grad_x, True)
-        elif networks is not None:
-            grad_x, found = run_back(networks, passive_of, hidden, _damped(parameters, ctx.damping), (grad_made,), grad_x,
-                                     False)
-            found = _damped(found, ctx.damping)
-        return grad_x, None if networks else grad_made, grad_offset, grad_log_scale, None, None, None, None, None, *found
+        if networks is not None:
+            damped = parameters if differentiable else _damped(parameters, ctx.damping)
+            grad_made = grad_made * ctx.damping if differentiable else grad_made
+            grad_x, found = run_back(networks, passive_of, hidden, damped, (grad_made,), grad_x, differentiable)
+            grad_made, found = None, found if differentiable else _damped(found, ctx.damping)
+        return grad_x, grad_made, grad_offset, grad_log_scale, None, None, None, None, None, *found
