@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
+from importlib.metadata import version
 from typing import NamedTuple
 
 import FrEIA.framework
@@ -30,6 +31,7 @@ import fastflow
 from fastflow.bench import script
 from fastflow.bench.overhead import as_proved
 from fastflow.bench.timing import measure, threads
+from fastflow.fusion import swap
 
 FEATURES, LAYERS = 64, 8
 IMAGE = (12, 16, 16)
@@ -288,7 +290,7 @@ def main() -> None:
                 found = measured(name, subject, options.seconds, options.device)
                 print("\n".join(lines(name, found)), flush=True)
                 results.append({"model": name, "rows": options.rows, "threads": count, **found})
-    script.write(options, results=results)
+    script.write(options, libraries={name: version(name) for name in swap.TESTED}, results=results)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def test_matrices(columns, dtype, layout):
 
 def test_the_kernel_looks_at_the_order():
     x = torch.randn(3, 4)
-    for wrong in (torch.tensor([0, 1, 2, 4]), torch.tensor([0, 1, -1, 2]), torch.arange(3)):
+    high, low = torch.tensor([0, 1, 2, 4]), torch.tensor([0, 1, -1, 2])
+    for wrong in (high, low, torch.arange(3), ORDER.short(), ORDER.bool()):
         with pytest.raises((RuntimeError, IndexError)):
             _columns.dispatch(x, wrong)
     assert torch.equal(_columns.dispatch(x, torch.tensor([3, 3, 0, 1])), x[:, [3, 3, 0, 1]])  # reads, so it may repeat
@@ -55,9 +56,10 @@ def test_opcheck_of_the_kernel():
     opcheck(_columns.dispatch, (torch.randn(5, 4), ORDER), test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (2, 4, 3)], ids=str)
 @pytest.mark.parametrize("inverse", [False, True])
-def test_gradients(inverse):
-    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+def test_gradients(inverse, shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x: permute(x, ORDER, inverse=inverse), (x,))
     assert gradgradcheck(lambda x: permute(x, ORDER, inverse=inverse) ** 2, (x,))
 
@@ -82,9 +84,10 @@ def test_the_gradient_is_a_selection():
     assert not any("index_add" in name or "scatter" in name for name in called.names)
 
 
-def test_compile_and_torch_func():
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3)], ids=str)
+def test_compile_and_torch_func(shape):
     torch.compiler.reset()
-    x = torch.randn(5, 4, 3)
+    x = torch.randn(shape)
     compiled = torch.compile(permute, fullgraph=True, backend="aot_eager")
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad((compiled(leaf, ORDER) * x).sum(), leaf)

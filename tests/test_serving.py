@@ -28,8 +28,8 @@ from fastflow.ops.scale_map import KINDS
 
 # Additive gradients are views of the incoming ones, so no kernel is due there.
 EXPECTED = {"act_norm": {"cpu"}, "affine_coupling": {"cpu"}, "channel_mix": {"cpu"}, "dequantize_logit": {"cpu"},
-            "gaussian_class_scores": {"cpu"}, "logit": {"cpu"}, "mlp": {"cpu"}, "residual_coupling": {"cpu"},
-            "sym_log": {"cpu"}, "uniform_noise": {"cpu"}}
+            "gaussian_class_scores": {"cpu"}, "logit": {"cpu"}, "mlp": {"cpu"}, "permute": {"cpu"},
+            "residual_coupling": {"cpu"}, "sym_log": {"cpu"}, "uniform_noise": {"cpu"}}
 
 
 @pytest.fixture(scope="module")

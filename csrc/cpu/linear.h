@@ -24,7 +24,7 @@ struct Linear {
   Operand weight;  // [out, in]
   Features in, out;
   char *packed, *transposed;  // what the products of forward, and of backward, read
-  char* bias;                 // [places of out]; nullptr: none, as in the first layer
+  char* bias;                 // [places of out]; nullptr: none
   void *grad, *grad_bias;     // backward
 };
 

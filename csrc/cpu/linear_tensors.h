@@ -32,7 +32,8 @@ inline void pad(char* to, const Tensor& vector, const Features& features, int64_
 inline int64_t packing_units(const std::vector<Linear>& layers) {
   int64_t units = 0;
   for (const Linear& layer : layers) {
-    units += places(layer.out) / 32 + (layer.transposed == nullptr ? 0 : places(layer.in) / 32);
+    units += (layer.packed == nullptr ? 0 : places(layer.out) / 32) +
+             (layer.transposed == nullptr ? 0 : places(layer.in) / 32);
   }
   return units;
 }

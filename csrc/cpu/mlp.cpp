@@ -4,8 +4,8 @@
 // Moved beyond the L2: the weights, packed in each call, and a row's x, activations and outputs once forward, twice
 // backward. So the multiply-adds decide; `python benchmarks/mlp.py` shows how near to their rate it comes.
 //
-// Scratch: the packed weights; forward without gradients a tile's activations for each thread; backward `chunk_bytes` of
-// gradients, whatever the number of rows.
+// Scratch: the packed weights; forward without gradients a tile's activations for each thread; backward the gradients of a
+// chunk's activations, half of `chunk_bytes` or those of 112 rows, whatever the number of rows.
 #include "mlp.h"
 
 #include <torch/headeronly/util/Exception.h>
@@ -25,7 +25,7 @@ constexpr int64_t chunk_bytes = int64_t{1} << 19;  // of activations and their g
 // them.
 class Call {
  public:
-  Call(const Tensor& x, const std::vector<Tensor>& parameters, int64_t step, double slope, bool for_backward)
+  Call(const Tensor& x, const std::vector<Tensor>& parameters, int64_t step, double slope, bool for_backward, bool of_x)
       : layers_(parameters.size() / step) {
     op.in_double = dtype_of(x) == float64;
     op.slope = slope;
@@ -45,7 +45,7 @@ class Call {
       layer.out = features(1, weight.size(0));
       const int64_t bytes = places(layer.in) * places(layer.out) * number_bytes();
       if (for_backward) {
-        scratch_.ask(layer.transposed, bytes);
+        if (n > 0 || of_x) scratch_.ask(layer.transposed, bytes);
       } else {
         scratch_.ask(layer.packed, bytes);
         scratch_.ask(layer.bias, places(layer.out) * number_bytes());
@@ -72,7 +72,7 @@ class Call {
   }
 
   static Operand rows_of(const Tensor& x) {
-    return {static_cast<char*>(x.data_ptr()), dtype_of(x), x.stride(0), {1, x.size(1)}};
+    return {static_cast<char*>(x.data_ptr()), dtype_of(x), x.stride(0), {1}};
   }
 
   Mlp op = {};
@@ -82,14 +82,9 @@ class Call {
   Scratch scratch_;
 };
 
-// A row's numbers side by side.
-Tensor with_dense_rows(const Tensor& x) {
-  return x.size(1) == 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& x, std::vector<Tensor> parameters, double slope, bool keep) {
   const Tensor rows = with_dense_rows(x);
-  Call call(rows, parameters, 2, slope, false);
+  Call call(rows, parameters, 2, slope, false, false);
   Mlp& op = call.op;
   const int32_t dtype = native_dtype(x);
   Tensor out = allocate({op.rows, parameters.back().size(0)}, dtype);
@@ -114,7 +109,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, std::vector<Tensor> paramete
 std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& grad, const Tensor& x, const Tensor& hidden,
                                                  std::vector<Tensor> weights, double slope, bool of_x) {
   const Tensor rows = with_dense_rows(x), dense_grad = with_dense_rows(grad);
-  Call call(rows, weights, 1, slope, true);
+  Call call(rows, weights, 1, slope, true, of_x);
   Mlp& op = call.op;
   const int32_t dtype = native_dtype(x);
   Tensor grad_x = allocate({of_x ? op.rows : 0, x.size(1)}, dtype);

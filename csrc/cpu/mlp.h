@@ -13,7 +13,7 @@ struct Mlp {
   int64_t rows;
   Operand x;         // [rows, features], a row's numbers side by side
   void* out;         // [rows, features]
-  char* hidden;      // [rows, pitch], the activations of all layers but the last side by side, each as its places
+  char* hidden;      // [rows, pitch], the activations of all layers but the last side by side, each padded to its places
   int64_t hidden_pitch;
   bool keeps_hidden;  // else `hidden` is a thread's, for one tile
 

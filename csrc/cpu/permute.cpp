@@ -12,11 +12,13 @@ namespace fastflow {
 namespace {
 
 Tensor permute_columns(const Tensor& x, const Tensor& order) {
-  const Tensor rows = x.size(1) == 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+  const Tensor rows = with_dense_rows(x);
   const int64_t columns = x.size(1);
   STD_TORCH_CHECK(order.dim() == 1 && order.size(0) == columns, "permute_columns: order is not [C]");
-  std::vector<int32_t> places(round_up(columns, 16));
   const bool is_long = order.scalar_type() == torch::headeronly::ScalarType::Long;
+  STD_TORCH_CHECK(is_long || order.scalar_type() == torch::headeronly::ScalarType::Int,
+                  "permute_columns: order is not int64 or int32");
+  std::vector<int32_t> places(round_up(columns, 16));
   const char* from = static_cast<const char*>(order.data_ptr());
   for (int64_t i = 0; i < columns; ++i, from += order.stride(0) * (is_long ? 8 : 4)) {
     const int64_t place = is_long ? *reinterpret_cast<const int64_t*>(from) : *reinterpret_cast<const int32_t*>(from);

@@ -93,6 +93,11 @@ inline Operand channels(const Tensor& tensor, int64_t first, int64_t step) {
   return operand;
 }
 
+// A matrix whose rows' numbers lie side by side.
+inline Tensor with_dense_rows(const Tensor& x) {
+  return x.size(1) == 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+}
+
 // Dims in the order of the strides of operand[by], innermost first, without those of size 1, and with two merged into
 // one wherever every operand lets them.
 inline void simplify(int& dims, int64_t* size, Operand* operand, int operands, int by) {

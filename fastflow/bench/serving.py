@@ -23,6 +23,7 @@ from fastflow.ops import (
     gaussian_class_scores,
     logit,
     mlp,
+    permute,
     sym_log,
     uniform_noise,
 )
@@ -70,6 +71,7 @@ def observe(device: str = "cpu") -> Iterator[Cell]:
     yield from observe_uniform_noise(device)
     if device == "cpu":  # elsewhere its products are the vendor's
         yield from observe_mlp()
+        yield from observe_permute()
 
 
 def observe_affine_coupling(device: str = "cpu") -> Iterator[Cell]:
@@ -238,6 +240,22 @@ def observe_mlp() -> Iterator[Cell]:
                 torch.autograd.grad(out.sum(), x)
         backend = served.get("mlp_backward", "reference") if direction == "backward" else served["mlp"]
         yield Cell("mlp", f"{len(weights)} layers", layout, dtype, direction, backend)
+
+
+def observe_permute() -> Iterator[Cell]:
+    """Matrices of either dtype; other tensors are PyTorch's."""
+    order = torch.randperm(_CHANNELS)
+    for layout, dtype, direction in product(("[B, D]", "strided", "transposed", "offset"), ("float64", "float32"),
+                                            DIRECTIONS):
+        inverse, backward = direction.startswith("inverse"), direction.endswith("backward")
+        x = _PLACES.get(layout, Tensor.contiguous)(torch.randn(_ROWS, _CHANNELS).to(_SINGLE_DTYPES[dtype]))
+        z = permute(x.requires_grad_(), order, inverse=inverse) if backward else None
+        with watch() as served:
+            if backward:
+                torch.autograd.grad(z, x, torch.ones_like(z))
+            else:
+                permute(x, order, inverse=inverse)
+        yield Cell("permute", "", layout, dtype, direction, served.get("permute_columns", "reference"))
 
 
 def observe_channel_mix(device: str = "cpu") -> Iterator[Cell]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastflow.fusion.layer import is_customised
 from fastflow.fusion.mlp import Mlp, fits, layers_of, serves, unwrapped
+from fastflow.ops._define import by_reference
 from fastflow.ops.affine_coupling import backward_reference as coupling_backward
 from fastflow.ops.mlp import backward_reference as network_backward
 from fastflow.ops.mlp import reference as network_reference
@@ -68,17 +69,20 @@ def remade(networks: Networks, z: Tensor, parameters: Sequence[Tensor]) -> list[
 
 
 def run_back(networks: Networks, z: Tensor, hidden: Sequence[Tensor], parameters: Sequence[Tensor],
-             grads: Sequence[Tensor], grad_x: Tensor, differentiable: bool) -> tuple[Tensor, list[Tensor]]:
-    """(grad_x, gradients of the parameters) from those of what the networks made; grad_x may be written to."""
-    given, found = z[:, networks.passive], []
-    if differentiable:
-        grad_x = grad_x.clone()
+             grads: Sequence[Tensor], grad_x: Tensor, of_x: bool, differentiable: bool) -> tuple[Tensor, list[Tensor]]:
+    """(grad_x, gradients of the parameters) from those of what the networks made; grad_x may be written to, and is not
+    wanted unless `of_x`."""
+    passive, found = networks.passive, []
+    given = z[:, passive]
     for n, (own, slope) in enumerate(networks.split(parameters)):
         if differentiable:
             grad_given, of_own = network_backward(grads[n], given, own, slope)
+            total = grad_x[:, passive] + grad_given
+            grad_x = grad_x.slice_scatter(total, 1, passive.start, passive.stop, passive.step or 1)
         else:
-            grad_given, of_own = mlp_backward(grads[n], given, hidden[n], own[::2], slope, True)
-        grad_x[:, networks.passive] += grad_given
+            grad_given, of_own = mlp_backward(grads[n], given, hidden[n], own[::2], slope, of_x)
+            if of_x:
+                grad_x[:, passive] += grad_given
         found += of_own
     return grad_x, found
 
@@ -101,7 +105,7 @@ class _ConditionedCoupling(torch.autograd.Function):
         networks, packing, count = ctx.networks, ctx.packing, len(ctx.networks.each)
         z, *rest = ctx.saved_tensors
         made, hidden, parameters = rest[:count], rest[count : 2 * count], rest[2 * count :]
-        differentiable = torch.is_grad_enabled()
+        differentiable, of_x = by_reference(grad_z, grad_log_det), ctx.needs_input_grad[0]
         if differentiable:
             made = remade(networks, z, parameters)
         saved = z
@@ -112,8 +116,8 @@ class _ConditionedCoupling(torch.autograd.Function):
         grad_x, grad_made, _ = kernel(grad_z, grad_log_det, saved, scale, shift, None, None, *ctx.settings, False,
                                       packing or 0)
         grads = unpack(grad_made, 0) if packing is None else (grad_made,)
-        grad_x, found = run_back(networks, z, hidden, parameters, grads, grad_x, differentiable)
-        return grad_x, grad_log_det if ctx.needs_input_grad[1] else None, None, None, None, *found
+        grad_x, found = run_back(networks, z, hidden, parameters, grads, grad_x, of_x, differentiable)
+        return grad_x if of_x else None, grad_log_det if ctx.needs_input_grad[1] else None, None, None, None, *found
 
 
 def conditioned_coupling(conditioners: Sequence[nn.Module], x: Tensor, passive: slice, active: slice, *,

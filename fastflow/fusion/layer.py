@@ -152,4 +152,4 @@ def is_customised(module: nn.Module) -> bool:
     """Whether a call of the module itself does something else than its class's forward."""
     own = module.__dict__
     return bool("forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]
-                or own["_backward_pre_hooks"])
+                or own["_backward_pre_hooks"] or own.get("_compiled_call_impl"))

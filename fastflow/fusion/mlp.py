@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastflow import _backend
-from fastflow.fusion.layer import Arithmetic, digest, is_customised, original_class
+from fastflow.fusion.layer import Arithmetic, digest, is_customised
 from fastflow.ops._define import under_transform
 from fastflow.ops.mlp import compute
 
@@ -33,8 +33,8 @@ class Mlp(Arithmetic):
 
 
 def is_mlp(module: nn.Module) -> bool:
-    """Whether the module is one that `Mlp` is for, fused or not."""
-    return (isinstance(module, nn.Sequential) and original_class(module).forward is nn.Sequential.forward
+    """Whether the module is one that `Mlp` is for, and not fused."""
+    return (isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
             and not is_customised(module) and layers_of(module) is not None)
 
 
@@ -46,7 +46,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def serves(x: Tensor) -> bool:
     """Whether x is what the kernels take, in a call that is nothing but its numbers."""
     # The number of rows comes last: a compiler or tracer would take the comparison for a promise.
-    return (type(x) in _PLAIN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return (type(x) in _PLAIN and x.layout is torch.strided and not x.is_nested
+            and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
             and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not under_transform()
             and not torch.is_autocast_enabled("cpu") and not _has_any_global_hook()
             and _backend.forced() in (None, "cpu") and _backend.state("cpu").status == "available"
@@ -99,7 +100,7 @@ def fits(x: Tensor, width: int, parameters: list[Tensor]) -> bool:
     """Whether the parameters are for `width` of x's features, and each other's; where they are not PyTorch says so."""
     dtype = x.dtype
     for each in parameters:
-        if each.dtype is not dtype or not each.is_cpu:
+        if each.dtype is not dtype or not each.is_cpu or each.layout is not torch.strided:
             return False
     for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
         outputs, inputs = weight.shape

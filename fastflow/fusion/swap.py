@@ -36,10 +36,10 @@ def fuse(module: nn.Module, scope: str = "layer") -> nn.Module:
     """Swaps the arithmetic of the known layers of an nflows, normflows, FrEIA or zuko model in place; returns it.
 
     Each keeps its class (it becomes a subclass), parameters, buffers, hooks and place; what is computed is the same
-    function by one kernel. So are conditioners that are an `nn.Sequential` of linear layers and (leaky) rectifiers.
-    Unknown layers, and known ones with settings or code that no formula here is for, stay as they are. The logger
-    "fastflow" tells of both (level INFO); a release of a library that is not tested is warned of once. Twice is
-    harmless; `unfuse` undoes it. `supported_layers` prints what is known.
+    function by one kernel. So does every `nn.Sequential` of linear layers and (leaky) rectifiers, wherever it is in the
+    model: a conditioner mostly. Unknown layers, and known ones with settings or code that no formula here is for, stay
+    as they are. The logger "fastflow" tells of both (level INFO); a release of a library that is not tested is warned
+    of once. Twice is harmless; `unfuse` undoes it. `supported_layers` prints what is known.
 
     scope   "layer": every layer by itself
 
@@ -60,7 +60,7 @@ def fuse(module: nn.Module, scope: str = "layer") -> nn.Module:
                 swap(layer, known.arithmetic)
         found.append(Found(name or "the model itself", original_class(layer).__name__, reason))
     for each in module.modules():
-        if is_mlp(each) and not is_fused(each):
+        if is_mlp(each):
             swap(each, Mlp)
     _report(found, sum(isinstance(each, Mlp) for each in module.modules()))
     return module
@@ -116,9 +116,7 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every layer of a flow in the model, outermost first, without the parts whose work a fused layer does itself."""
     replaced: set[str] = set()
     for name, layer in module.named_modules():
-        if name in replaced:
-            continue
-        if isinstance(layer, Mlp):
+        if name in replaced or isinstance(layer, Mlp):
             continue
         if is_fused(layer) or _namesakes(type(layer)) or _library(layer):
             yield name, layer

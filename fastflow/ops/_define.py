@@ -57,6 +57,15 @@ def under_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def by_reference(*grads: Tensor | None) -> bool:
+    """Whether a backward that is given these has to be the differentiable reference: its gradients are differentiated
+    themselves (create_graph=True), or it is called for a batch of them at once (is_grads_batched=True, vmap)."""
+    if torch.compiler.is_compiling():
+        return under_transform()
+    return (torch.is_grad_enabled() or under_transform()
+            or any(each is not None and torch._C._functorch.is_legacy_batchedtensor(each) for each in grads))
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """In it, products are taken in the dtypes of their factors, whatever autocast asks for on x's device."""
     device = x.device.type

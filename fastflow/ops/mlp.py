@@ -2,8 +2,8 @@
 
     h_0 = x        a_n = W_n h_{n-1} + b_n        h_n = a_n where a_n > 0, else slope a_n        out = a_N
 
-One pass over tiles of rows that stay in the cache, forward and backward; the activations are all that is saved, as
-PyTorch's own layers do. On CUDA the reference serves, whose products are the vendor's.
+One pass over tiles of rows that stay in the cache, forward and backward; x, activations and parameters are saved.
+On CUDA the reference serves, whose products are the vendor's.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastflow import _backend
 from fastflow.ops._checks import COMPUTE_DTYPE, bad_device, bad_dtype, bad_shape, bad_type, check_float
-from fastflow.ops._define import Op, under_transform, without_autocast
+from fastflow.ops._define import Op, by_reference, under_transform, without_autocast
 
 
 def reference(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Tensor:
@@ -49,7 +49,7 @@ def _gradients(grad: Tensor, inputs: list[Tensor], weights: Sequence[Tensor], sl
             grads = [grad.mT @ inputs[n], grad.sum(0), *grads]
             grad = grad @ weights[n]
             if n:
-                h = inputs[n]  # of NaN PyTorch takes another side in each
+                h = inputs[n]  # of a NaN ReLU passes the gradient, and LeakyReLU its slope times that, as in PyTorch
                 grad = torch.where(h > 0, grad, grad * slope) if slope else grad.masked_fill(h <= 0, 0.0)
     return grad, grads
 
@@ -104,7 +104,7 @@ _backward = Op(
 
 
 class _Mlp(torch.autograd.Function):
-    """Saves x and the activations."""
+    """Saves x, the activations and the parameters."""
 
     @staticmethod
     def forward(ctx, x, slope, *parameters):
@@ -116,8 +116,7 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, hidden, *parameters = ctx.saved_tensors
-        # Under create_graph=True the gradients themselves are differentiated: only the reference can be.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if by_reference(grad):
             grad_x, grads = backward_reference(grad, x, parameters, ctx.slope)
             return grad_x, None, *grads
         of_x = ctx.needs_input_grad[0]

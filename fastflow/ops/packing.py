@@ -16,7 +16,10 @@ def unpack(parameters: Tensor, packing: int) -> tuple[Tensor, Tensor]:
 def pack(scale: Tensor, shift: Tensor, packing: int) -> Tensor:
     """The parameters [B, 2 n, *spatial] that `unpack` takes apart."""
     parts = (shift, scale) if packing % 2 else (scale, shift)
-    return torch.stack(parts, 2).flatten(1, 2) if packing >= 2 else torch.cat(parts, 1)
+    if packing < 2:
+        return torch.cat(parts, 1)
+    # Not flatten, which PyTorch has no batching rule for where gradients come in batches.
+    return torch.stack(parts, 2).reshape(scale.shape[0], 2 * scale.shape[1], *scale.shape[2:])
 
 
 def empty_packed(scale: Tensor) -> Tensor:

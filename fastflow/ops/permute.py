@@ -27,7 +27,7 @@ def _selected(x: Tensor, order: Tensor, dim: int) -> Tensor:
     """x with what was at place order[i] of a dim in place i; PyTorch's selection takes twice the kernel's time."""
     if (x.dim() == 2 and dim in (1, -1) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
             and not torch.compiler.is_compiling() and not under_transform() and _backend.forced() in (None, "cpu")):
-        return _columns.dispatch(x, order)
+        return _columns.kernel(_backend.forced(), "cpu")(x, order)
     return x.index_select(dim, order)
 
 
@@ -77,8 +77,8 @@ def permute(x: Tensor, permutation: Tensor, *, inverse: bool = False) -> Tensor:
     x            [B, C, *spatial], 2 to 5 dims, of any dtype
     permutation  [C] int64 or int32, each of 0 to C - 1 once; on a CPU that is checked
 
-    Returns a tensor like x. Forward and gradient are a selection: of float matrices on a CPU a kernel's, else PyTorch's.
-    Raises TypeError or ValueError naming the argument.
+    Returns a tensor like x. Forward and gradient are a selection: of float matrices on a CPU a kernel's, of others
+    PyTorch's. Raises TypeError or ValueError naming the argument.
     """
     op = "permute"
     if not isinstance(x, Tensor):

@@ -15,7 +15,7 @@ class Network {
   explicit Network(const Mlp& op) : op_(op), slope_(static_cast<T>(op.slope)) {}
 
   void forward(int64_t first, int64_t rows) const {
-    Matrix<P> in = rows_of(op_.x, first);
+    Matrix<P> in = rows_of(op_.x, first, op_.layer[0].in);
     const int last = op_.layers - 1;
     const bool leaks = slope_ != 0;
     const T slope = slope_;
@@ -30,7 +30,7 @@ class Network {
                          v += load(bias + column);
                          store(to + row * pitch + column, leaks ? (v > 0 ? v : v * slope) : at_least(T(0), v));
                        });
-      in = {to, pitch, pitch};
+      in = {to, pitch, places(layer.out)};
       place += places(layer.out);
     }
     const Linear& layer = op_.layer[last];
@@ -45,7 +45,7 @@ class Network {
 
   // The gradients of the hidden layers' outputs before the activation, and of x.
   void backward(int64_t first, int64_t rows) const {
-    Matrix<P> grad = rows_of(op_.grad_out, first);
+    Matrix<P> grad = rows_of(op_.grad_out, first, op_.layer[op_.layers - 1].out);
     const int64_t of_chunk = first - op_.chunk_first, pitch = op_.hidden_pitch;
     const bool leaks = slope_ != 0;
     const T slope = slope_;
@@ -59,10 +59,11 @@ class Network {
       multiply_rows<P>(rows, grad.data, grad.pitch, layer.transposed, layer.out.size, places(layer.in),
                        [=](int64_t row, int64_t column, Vec<T> v) {
                          const int64_t at = row * pitch + column;
-                         const Vec<T> h = load(active + at);  // of NaN PyTorch takes another side in each
+                         // Of a NaN ReLU passes the gradient, and LeakyReLU its slope times that, as in PyTorch.
+                         const Vec<T> h = load(active + at);
                          store(to + at, leaks ? (h > 0 ? v : v * slope) : (h <= 0 ? Vec<T>{} : v));
                        });
-      grad = {to, pitch, pitch};
+      grad = {to, pitch, places(layer.in)};
     }
     const Linear& layer = op_.layer[0];
     const int64_t size = layer.in.size;
@@ -74,7 +75,7 @@ class Network {
                        });
     }
     if (op_.padded_x != nullptr) {
-      const Matrix<P> x = rows_of(op_.x, first);
+      const Matrix<P> x = rows_of(op_.x, first, layer.in);
       T* to = reinterpret_cast<T*>(op_.padded_x) + of_chunk * row_pitch(layer.in);
       for (int64_t row = 0; row < rows; ++row, to += row_pitch(layer.in)) {
         for (int64_t i = 0; i < places(layer.in); i += width<T>) {
@@ -86,7 +87,7 @@ class Network {
 
   // One unit of the gradients of the weights, of the chunk's rows.
   void add_weights(int64_t unit) const {
-    Matrix<P> inputs = rows_of(op_.x, op_.chunk_first);
+    Matrix<P> inputs = rows_of(op_.x, op_.chunk_first, op_.layer[0].in);
     if (op_.padded_x != nullptr) {
       const int64_t pitch = row_pitch(op_.layer[0].in);
       inputs = {reinterpret_cast<const T*>(op_.padded_x), pitch, pitch};
@@ -96,14 +97,14 @@ class Network {
       const Linear& layer = op_.layer[n];
       const int64_t units = places(layer.in) / 32;
       if (unit < units) {
-        const Matrix<P> grads = n == op_.layers - 1 ? rows_of(op_.grad_out, op_.chunk_first)
-                                                    : Matrix<P>{grad, op_.hidden_pitch, op_.hidden_pitch};
+        const Matrix<P> grads = n == op_.layers - 1 ? rows_of(op_.grad_out, op_.chunk_first, layer.out)
+                                                    : Matrix<P>{grad, op_.hidden_pitch, places(layer.out)};
         add_weight_gradient<P>(layer, inputs, grads, op_.chunk_rows, 32 * unit);
         if (unit == 0) add_bias_gradient(layer, grads, op_.chunk_rows);
         return;
       }
       unit -= units;
-      inputs = {active, op_.hidden_pitch, op_.hidden_pitch};
+      inputs = {active, op_.hidden_pitch, places(layer.out)};
       active += places(layer.out);
       grad += places(layer.out);
     }
@@ -112,8 +113,8 @@ class Network {
  private:
   T* hidden(int64_t row) const { return reinterpret_cast<T*>(op_.hidden) + row * op_.hidden_pitch; }
   T* grad_hidden(int64_t row) const { return reinterpret_cast<T*>(op_.grad_hidden) + row * op_.hidden_pitch; }
-  static Matrix<P> rows_of(const Operand& of, int64_t first) {
-    return {reinterpret_cast<const T*>(of.data) + first * of.row_stride, of.row_stride, of.stride[1]};
+  static Matrix<P> rows_of(const Operand& of, int64_t first, const Features& features) {
+    return {reinterpret_cast<const T*>(of.data) + first * of.row_stride, of.row_stride, features.size};
   }
 
   const Mlp& op_;

@@ -42,7 +42,7 @@ class AllInOne(Arithmetic):
 
     def _encoded(self, x: Tensor, c: list | tuple, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
         x = _turned(x, back, there) if self.reverse_pre_permute else x
-        if self.GIN or not block_node.serves(x):
+        if self.GIN or not block_node.is_one_node(x):
             x, log_det = self._scaled(*self._coupled(x, self._made(x, c), None, inverse=False), inverse=False)
             return _turned(x, there, back), log_det
         hard = not there.is_floating_point()

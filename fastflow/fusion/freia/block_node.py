@@ -12,7 +12,7 @@ from torch import Tensor
 from fastflow import _backend
 from fastflow.fusion.conditioned import Networks, remade, run, run_back
 from fastflow.fusion.freia.channels import permuted
-from fastflow.ops._define import under_transform
+from fastflow.ops._define import by_reference, under_transform
 from fastflow.ops.act_norm import backward_reference as scaling_backward
 from fastflow.ops.affine_coupling import backward_reference as coupling_backward
 from fastflow.ops.packing import PACKINGS, unpack
@@ -20,10 +20,10 @@ from fastflow.ops.packing import PACKINGS, unpack
 PACKING = PACKINGS.index("scale_shift")
 
 
-def serves(x: Tensor) -> bool:
+def is_one_node(x: Tensor) -> bool:
     """Whether gradients are wanted and the kernels are the dispatcher's; 16-bit storage saves other tensors."""
     return (torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64)
-            and _backend.forced() is None and not under_transform())
+            and _backend.forced() in (None, "cpu") and not under_transform())
 
 
 class Scaling(NamedTuple):
@@ -76,8 +76,7 @@ class _CoupledAndScaled(torch.autograd.Function):
     def backward(ctx, grad_z, grad_log_det, grad_y):
         y, made, offset, log_scale, order, back, *rest = ctx.saved_tensors
         networks, hidden, parameters = ctx.networks, rest[:1], rest[1:]
-        # Under create_graph=True the gradients themselves are differentiated: only the references can be.
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        differentiable, of_x = by_reference(grad_z, grad_log_det, grad_y), ctx.needs_input_grad[0]
         if differentiable and networks is not None:
             made = remade(networks, y, parameters)[0] * ctx.damping
         scaling = scaling_backward if differentiable else torch.ops.fastflow.act_norm_backward.default
@@ -96,6 +95,6 @@ class _CoupledAndScaled(torch.autograd.Function):
         if networks is not None:
             damped = parameters if differentiable else _damped(parameters, ctx.damping)
             grad_made = grad_made * ctx.damping if differentiable else grad_made
-            grad_x, found = run_back(networks, passive_of, hidden, damped, (grad_made,), grad_x, differentiable)
+            grad_x, found = run_back(networks, passive_of, hidden, damped, (grad_made,), grad_x, of_x, differentiable)
             grad_made, found = None, found if differentiable else _damped(found, ctx.damping)
-        return grad_x, grad_made, grad_offset, grad_log_scale, None, None, None, None, None, *found
+        return grad_x if of_x else None, grad_made, grad_offset, grad_log_scale, None, None, None, None, None, *found

@@ -48,6 +48,15 @@ class Clamped(Arithmetic):
         return affine_coupling_packed(x, made, packing="scale_shift", scale_map=self._fused_map, active=active,
                                       log_det=log_det, inverse=rev)
 
+    def _couple(self, net: nn.Module, x: Tensor, passive: slice, conditions: list | tuple, active: slice,
+                log_det: Tensor | None, rev: bool) -> tuple[Tensor, Tensor]:
+        """The coupling with what one subnet makes of the passive channels."""
+        coupled = None if conditions else conditioned_coupling(
+            (net,), x, passive, active, packing="scale_shift", scale_map=self._fused_map, log_det=log_det, inverse=rev)
+        if coupled is not None:
+            return coupled
+        return self._packed(x, asked(net, x[:, passive], conditions), active, log_det, rev)
+
     def _conditions(self, c: list | tuple) -> list | tuple:
         return c if self.conditional else ()
 
@@ -61,21 +70,17 @@ class TwoSided(Clamped):
         parts = slice(0, first), slice(first, self.channels)
         for side in (2, 1) if rev else (1, 2):
             active, passive = parts if side == 1 else parts[::-1]
-            x, log_det = self._couple(side, x, passive, c, active, log_det, rev)
+            x, log_det = self._of_side(side, x, passive, c, active, log_det, rev)
         return (x,), log_det
 
-    def _couple(self, side: int, x: Tensor, passive: slice, conditions: list | tuple, active: slice,
-                log_det: Tensor | None, rev: bool) -> tuple[Tensor, Tensor]:
-        net = self.subnet2 if side == 1 else self.subnet1
-        coupled = None if conditions else conditioned_coupling(
-            (net,), x, passive, active, packing="scale_shift", scale_map=self._fused_map, log_det=log_det, inverse=rev)
-        return coupled or self._packed(x, asked(net, x[:, passive], conditions), active, log_det, rev)
+    def _of_side(self, side: int, *call) -> tuple[Tensor, Tensor]:
+        return self._couple(self.subnet2 if side == 1 else self.subnet1, *call)
 
 
 class Separate(TwoSided):
     """RNVPCouplingBlock: a subnet for the scales and one for the shifts a side."""
 
-    def _couple(self, side, x, passive, conditions, active, log_det, rev):
+    def _of_side(self, side, x, passive, conditions, active, log_det, rev):
         nets = (self.subnet_s2, self.subnet_t2) if side == 1 else (self.subnet_s1, self.subnet_t1)
         coupled = None if conditions else conditioned_coupling(
             nets, x, passive, active, packing=None, scale_map=self._fused_map, log_det=log_det, inverse=rev)
@@ -106,9 +111,8 @@ class OneSided(Clamped):
     """AffineCouplingOneSided: x2 given x1."""
 
     def forward(self, x, c=(), rev=False, jac=True):
-        x, first = checked(self, x[0], self.channels), self.split_len1
-        made = asked(self.subnet, x[:, :first], self._conditions(c))
-        x, log_det = self._packed(x, made, slice(first, self.channels), None, rev)
+        x, c, first = checked(self, x[0], self.channels), self._conditions(c), self.split_len1
+        x, log_det = self._couple(self.subnet, x, slice(0, first), c, slice(first, self.channels), None, rev)
         return (x,), log_det
 
 

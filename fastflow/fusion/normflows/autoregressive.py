@@ -24,6 +24,8 @@ class MaskedAffine(AffineMADE):
     def _first(self, network: Network, made: nn.Module, context: Tensor | None) -> int:
         if type(made.preprocessing) is not nn.Identity:
             raise Unsupported("its inputs are preprocessed")
+        if context is not None and not all(hasattr(each, "linear_layers") for each in made.blocks):
+            raise Unsupported("its blocks take no context")
         return network.linear(0, made.initial_layer, None if context is None else made.context_layer(context))
 
     def _branch(self, network: Network, value: int, block: nn.Module, context: Tensor | None) -> int:
