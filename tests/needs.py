@@ -15,6 +15,9 @@ _PRESENT = {
     "data": lambda: Path(os.environ.get("FASTFLOW_DATA", "/nonexistent")).is_dir(),
 }
 
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
+without_asan = pytest.mark.skipif(SANITIZED, reason="under ASan a C++ exception ends the process")
+
 
 def require(name: str) -> None:
     """Skips the calling test when `name`, a key of `_PRESENT`, is absent; fails it if FASTFLOW_REQUIRE names it."""

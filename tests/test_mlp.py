@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from backends import cpu_backends
 from hypothesis import HealthCheck, given, settings
+from needs import SANITIZED, without_asan
 from oracles import LAYOUTS, assert_same_bits_on_any_threads, assert_three_way, relayout
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -349,6 +350,7 @@ def test_autocast_leaves_the_numbers_alone(backend):
         assert all(map(torch.equal, everything(called, x, parameters, grad, 0.01), expected))
 
 
+@without_asan
 def test_changing_what_backward_needs_is_an_error(kernels):
     x, parameters, grad = make((6, 33, 3), 20)
     parameters[0].requires_grad_()
@@ -363,7 +365,7 @@ def test_changing_what_backward_needs_is_an_error(kernels):
 def test_other_instruction_sets(level):
     """The mode is fixed when the library is loaded: another process runs this file at that level. Its malloc fills
     memory with large numbers, which would show in any result that they were read for."""
-    if os.environ.get("FASTFLOW_CPU_ISA") or "asan" in os.environ.get("LD_PRELOAD", ""):
+    if os.environ.get("FASTFLOW_CPU_ISA") or SANITIZED:
         pytest.skip("this process is for one level, or for a sanitizer")
     if _library.instruction_set() == level:
         pytest.skip(f"the CPU's best level is {level}")

@@ -1,11 +1,11 @@
 """The coupling with a residual conditioner for pairs (row, class): values, gradients, layouts, threads."""
 
-import os
 from typing import NamedTuple
 
 import pytest
 import torch
 from backends import cpu_backends
+from needs import without_asan
 from oracles import LAYOUTS, assert_same_bits_on_any_threads, assert_three_way, relayout
 from torch import Tensor
 
@@ -263,7 +263,7 @@ def test_opcheck(shared):
         torch.library.opcheck(backward_op.dispatch, call.backward(z, TANH, torch.randn_like(z), log_det))
 
 
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="under ASan a C++ exception ends the process")
+@without_asan
 def test_refuses_matrices_of_another_dtype(kernels):
     with pytest.raises(RuntimeError, match="residual_coupling: the weights' matrices have another dtype than table"):
         forward_op.dispatch(*make(SHAPES[0]).to(torch.float32, torch.float64), *TANH)
