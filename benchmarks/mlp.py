@@ -13,8 +13,8 @@ from fastflow.bench import script
 from fastflow.bench.timing import measure, threads
 from fastflow.ops.mlp import mlp
 
-WIDTHS = ((32, 32), (32, 128), (64, 256))  # D, H
-ROWS = (64, 1024, 16384)
+WIDTHS = ((32, 32), (32, 128), (64, 256), (64, 512))  # D, H
+ROWS = (16, 64, 1024, 16384)
 
 
 def layers(features: int, hidden: int) -> nn.Sequential:

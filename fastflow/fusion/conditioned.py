@@ -1,7 +1,8 @@
 """Conditioners and what they parametrise as one node of the graph, where the conditioners are `Mlp`s.
 
 z has the passive channels of x as they are, so that neither x nor what the conditioners were given is saved, and the
-gradient that they send back is added in place. On batches of a thousand rows a node takes as long as a kernel.
+gradient that they send back is added in place. On batches of a thousand rows nodes cost what kernels do
+(`benchmarks/drop_in_ceiling.py`).
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Networks(NamedTuple):
 def networks_of(conditioners: Sequence[nn.Module], x: Tensor, passive: slice, outputs: int,
                 ) -> tuple[Networks, list[Tensor]] | None:
     """What a node needs to call the conditioners by itself; None where they are to be called as modules."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or x.dim() != 2 or not serves(x):
+    if not torch.is_grad_enabled() or x.dim() != 2 or not serves(x):
         return None
     mlps = [unwrapped(each) for each in conditioners]
     if not all(isinstance(each, Mlp) for each in mlps):

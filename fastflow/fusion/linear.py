@@ -20,7 +20,8 @@ from fastflow.ops.channel_map import ChannelMap
 from fastflow.ops.channel_mix import MOST_CHANNELS, map_channels
 from fastflow.ops.permute import Order, reordered
 
-# From so many rows a feature, and so many numbers, W or its inverse pays: measured from 8 to 256 features.
+# From so many rows a feature, and so many numbers, W or its inverse is made. Where the two ways cross they take equally
+# long, so that rough bounds do.
 _ROWS_A_FEATURE, _NUMBERS, _NUMBERS_INVERSE = 4, 2**16, 2**14
 
 

@@ -15,7 +15,8 @@ from fastflow.fusion.layer import Arithmetic, digest, is_customised
 from fastflow.ops._define import under_transform
 from fastflow.ops.mlp import compute
 
-# Fewer rows do not pay for packing the weights, and wider layers keep PyTorch's own products busy.
+# Fewer rows do not pay for packing the weights, and wider layers keep PyTorch's own products busy: see
+# `benchmarks/mlp.py`.
 _FEWEST_ROWS, _WIDEST = 64, 256
 _PLAIN = {Tensor, nn.Parameter}  # other tensors may compute in ways of their own
 

@@ -24,7 +24,7 @@ _columns = Op("permute_columns", "(Tensor x, Tensor order) -> Tensor", reference
 
 
 def _selected(x: Tensor, order: Tensor, dim: int) -> Tensor:
-    """x with what was at place order[i] of a dim in place i; PyTorch's selection takes twice the kernel's time."""
+    """x with what was at place order[i] of a dim in place i."""
     if (x.dim() == 2 and dim in (1, -1) and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
             and not torch.compiler.is_compiling() and not under_transform() and _backend.forced() in (None, "cpu")):
         return _columns.kernel(_backend.forced(), "cpu")(x, order)

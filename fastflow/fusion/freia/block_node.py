@@ -1,6 +1,7 @@
 """FrEIA: AllInOneBlock's coupling, scaling and permutation, and a subnet that is an `Mlp`, as one node of the graph.
 
-Several nodes compute the same; but at 1024 rows of 64 features the Python of a node takes as long as its kernels.
+Several nodes compute the same; but at 1024 rows of 64 features nodes cost what their kernels do
+(`benchmarks/drop_in_ceiling.py`).
 """
 
 from collections.abc import Sequence
