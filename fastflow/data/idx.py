@@ -27,7 +27,7 @@ def _official(name: str, url: str, suffix: str, *digests: str) -> Official:
 MNIST = _official(
     "mnist", "https://ossci-datasets.s3.amazonaws.com/mnist", "",
     "6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
-    "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c629615203637",
+    "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637",
 )
 FASHION_MNIST = _official(
     "fashion-mnist", "https://github.com/zalandoresearch/fashion-mnist", ".gz",
