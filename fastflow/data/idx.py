@@ -18,24 +18,23 @@ _REMEDY = "get the file again"
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def _official(name: str, url: str, suffix: str, *digests: str) -> Official:
-    files = {f"{file}{suffix}": digest for file, digest in zip(_FILES, digests, strict=True)}
-    return Official(name, url, files, classes=10, shape=(1, 28, 28), train=60_000, test=10_000)
+def _official(name: str, url: str, *digests: str, of_content: bool = False) -> Official:
+    files = {f"{file}.gz": digest for file, digest in zip(_FILES, digests, strict=True)}
+    return Official(name, url, files, classes=10, shape=(1, 28, 28), train=60_000, test=10_000, of_content=of_content)
 
 
-# Of MNIST the unpacked content is checked, of the others the gzipped files, for which checksums are published.
 MNIST = _official(
-    "mnist", "https://ossci-datasets.s3.amazonaws.com/mnist", "",
+    "mnist", "https://ossci-datasets.s3.amazonaws.com/mnist",
     "6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
-    "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637",
+    "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637", of_content=True,
 )
 FASHION_MNIST = _official(
-    "fashion-mnist", "https://github.com/zalandoresearch/fashion-mnist", ".gz",
+    "fashion-mnist", "https://github.com/zalandoresearch/fashion-mnist",
     "8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
     "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310",
 )
 KMNIST = _official(
-    "kmnist", "https://github.com/rois-codh/kmnist", ".gz",
+    "kmnist", "https://github.com/rois-codh/kmnist",
     "bdb82020997e1d708af4cf47b453dcf7", "e144d726b3acfaa3e44228e80efcd344",
     "5c965bf0a639b31b8f53240b1b52f4d7", "7320c461ea6c1c855c0b718fb2a4b134",
 )
@@ -73,7 +72,7 @@ def idx(folder: str | os.PathLike) -> ImageData:
 
     Classes are counted from the largest label. Raises as `mnist`.
     """
-    files = dict.fromkeys(_FILES)
+    files = dict.fromkeys(f"{name}.gz" for name in _FILES)
     return _load(Official(str(folder), "its publisher", files, 0, shape=None, train=None, test=None), Path(folder))
 
 

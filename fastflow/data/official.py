@@ -13,8 +13,8 @@ _ALGORITHMS = {32: "md5", 64: "sha256"}  # by the length of the hexadecimal dige
 class Official:
     """What is known of a published data set.
 
-    `files` maps file names to their md5 or sha256, or to None where none is published; the digest of a name without .gz
-    is that of the unpacked content. `train` and `test` are numbers of rows, `shape` that of one of them; None: any.
+    `files` maps file names to their md5 or sha256, or to None where none is published; where the name ends in .gz the
+    unpacked file serves too. `train` and `test` are numbers of rows, `shape` that of one of them; None: any.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Official:
     train: int | None
     test: int | None
     place: str | None = None  # name of its folder in the data root, where that is not `name`
+    of_content: bool = False  # the checksums are of what the .gz files hold
 
     def folder(self, folder: str | os.PathLike | None = None, root: str | os.PathLike | None = None) -> Path:
         """`folder` itself, or else the set's own folder in `root`, or else in $FASTFLOW_DATA."""
@@ -37,13 +38,12 @@ class Official:
         return Path(root) / place
 
     def find(self, folder: Path, name: str) -> Path:
-        """The path of one of the files, gzipped or not. Raises FileNotFoundError saying where to get it."""
-        plain = name.removesuffix(".gz")
-        for path in (folder / f"{plain}.gz", folder / plain):
+        """The path of one of the files. Raises FileNotFoundError saying where to get it and where to put it."""
+        for path in (folder / name, folder / name.removesuffix(".gz")):
             if path.is_file():
                 return path
         raise FileNotFoundError(f"{folder / name}: no such file; get it from {self.url} and put it there, "
-                                "or set data.path to the folder that has it")
+                                "or set data.path, FASTFLOW_DATA or --data-root to where it is")
 
     def is_in(self, folder: Path) -> bool:
         """Whether all files are there, whatever they hold."""
@@ -53,15 +53,13 @@ class Official:
             return False
 
     def verify(self, path: Path) -> None:
-        """Compares a file with its published checksum, if it has one. Raises ValueError."""
-        plain = path.name.removesuffix(".gz")
-        digest, opened = self.files.get(path.name), path.open
-        if digest is None and path.name != plain:
-            digest, opened = self.files.get(plain), lambda _: gzip.open(path)
-        if digest is None:
+        """Compares a file with its published checksum, if there is one of it as it lies here. Raises ValueError."""
+        published = path.name in self.files
+        digest = self.files[path.name if published else f"{path.name}.gz"]
+        if digest is None or not (published or self.of_content):
             return
         algorithm = _ALGORITHMS[len(digest)]
-        with opened("rb") as file:
+        with gzip.open(path) if published and self.of_content else path.open("rb") as file:
             found = hashlib.file_digest(file, algorithm).hexdigest()
         if found != digest:
             raise ValueError(f"{path}: its {algorithm} is {found}, expected {digest}: not the file that {self.name} "

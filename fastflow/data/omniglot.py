@@ -21,7 +21,7 @@ OMNIGLOT = Official(
      "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee"},
     classes=1623, shape=(1, 28, 28), train=25_968, test=6_492,
 )
-SMALL = Official(
+OMNIGLOT_SMALL = Official(
     "omniglot-small", _URL,
     {"images_background_small1.zip": "f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4",
      "images_background_small2.zip": "3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f"},
@@ -32,23 +32,23 @@ SMALL = Official(
 def omniglot(folder: str | os.PathLike | None = None, side: int = 28) -> ImageData:
     """The background and evaluation sets: images [1, side, side], 256 levels, ink bright; the class is the character.
 
-    The 105x105 drawings are shrunk by Pillow's area average (`Resampling.BOX`). Drawers 1-16 are the training set,
-    17-20 the test set: the published sets share no character, so neither could test the other's classes. `folder` None
-    means `$FASTFLOW_DATA/omniglot`. The sha256 of the archives is checked. Raises FileNotFoundError or ValueError naming
-    the file and the remedy. Source: Lake, Salakhutdinov, Tenenbaum 2015, https://github.com/brendenlake/omniglot.
+    The 105x105 drawings are shrunk by Pillow's `Resampling.BOX`, the mean of the pixels whose centres fall into the new
+    one. Drawers 1-16 are the training set, 17-20 the test set: the published sets share no character, so neither could
+    test the other's classes. `folder` None means `$FASTFLOW_DATA/omniglot`. The sha256 of the archives is checked.
+    Raises FileNotFoundError or ValueError naming the file and the remedy.
+    Source: Lake, Salakhutdinov, Tenenbaum 2015, https://github.com/brendenlake/omniglot.
     """
     return _load(OMNIGLOT, folder, side)
 
 
 def omniglot_small(folder: str | os.PathLike | None = None, side: int = 28) -> ImageData:
     """`omniglot` of the two "background small" archives: 242 characters of 8 alphabets, those that are in both once."""
-    return _load(SMALL, folder, side)
+    return _load(OMNIGLOT_SMALL, folder, side)
 
 
 def _load(official: Official, folder: str | os.PathLike | None, side: int) -> ImageData:
     folder, drawings = official.folder(folder), {}
-    for name in official.files:
-        path = official.find(folder, name)
+    for path in [official.find(folder, name) for name in official.files]:
         drawings |= read_drawings(path, side)
         official.verify(path)
     characters = sorted({character for character, _ in drawings})
@@ -63,7 +63,7 @@ def _load(official: Official, folder: str | os.PathLike | None, side: int) -> Im
 
 
 def read_drawings(path: str | os.PathLike, side: int) -> dict[tuple[str, int], np.ndarray]:
-    """uint8 [side, side] by ("alphabet/character", drawer 1..20): ink 255 on 0, area-averaged, of one archive.
+    """uint8 [side, side] by ("alphabet/character", drawer 1..20) of one archive: ink 255 on paper 0, shrunk.
 
     Raises ValueError naming the archive, or the image in it.
     """

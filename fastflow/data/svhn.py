@@ -17,8 +17,8 @@ _FILES = {
 }
 SVHN = Official("svhn", "http://ufldl.stanford.edu/housenumbers", _FILES, classes=10, shape=(3, 32, 32), train=73_257,
                 test=26_032)
-EXTRA = Official("svhn-extra", SVHN.url, {"extra_32x32.mat": "a93ce644f1a588dc4d68dda5feec44a7"} | _FILES, classes=10,
-                 shape=(3, 32, 32), train=604_388, test=26_032, place="svhn")
+SVHN_EXTRA = Official("svhn-extra", SVHN.url, {"extra_32x32.mat": "a93ce644f1a588dc4d68dda5feec44a7"} | _FILES,
+                      classes=10, shape=(3, 32, 32), train=604_388, test=26_032, place="svhn")
 
 
 def svhn(folder: str | os.PathLike | None = None) -> ImageData:
@@ -32,7 +32,7 @@ def svhn(folder: str | os.PathLike | None = None) -> ImageData:
 
 def svhn_extra(folder: str | os.PathLike | None = None) -> ImageData:
     """`svhn` with the 531,131 easier images of extra_32x32.mat after its training images."""
-    return _load(EXTRA, folder)
+    return _load(SVHN_EXTRA, folder)
 
 
 def _load(official: Official, folder: str | os.PathLike | None) -> ImageData:
@@ -70,5 +70,6 @@ def read_svhn(path: str | os.PathLike) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{path}: X is {arrays['X'].shape} and y {arrays['y'].shape}, expected (32, 32, 3, N) "
                          "and (N, 1)")
     if len(labels) and not 1 <= labels.min() <= labels.max() <= 10:
-        raise ValueError(f"{path}: labels lie in [{labels.min()}, {labels.max()}], expected [1, 10], 10 being the digit 0")
+        raise ValueError(f"{path}: labels lie in [{labels.min()}, {labels.max()}], expected [1, 10]: "
+                         "10 is the digit 0")
     return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels % 10)

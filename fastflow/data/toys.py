@@ -16,11 +16,12 @@ def moons(train: int = 1000, test: int = 500, noise: float = 0.05, seed: int = 0
 
     The defaults are the points of FlowGMM; SCNF has `noise` 0.1. Raises ValueError for counts below the classes.
     """
-    return _drawn("moons", 2, train, test, seed, lambda rows, random: make_moons(rows, noise=noise, random_state=random))
+    return _drawn("moons", 2, train, test, seed,
+                  lambda rows, random: make_moons(rows, noise=noise, random_state=random))
 
 
 def circles(train: int = 1000, test: int = 500, noise: float = 0.05, factor: float = 0.4, seed: int = 0) -> VectorData:
-    """A circle of radius 1 around one of radius `factor`, by `sklearn.datasets.make_circles`: float32 [N, 2], 2 classes.
+    """A unit circle around one of radius `factor`, by `sklearn.datasets.make_circles`: float32 [N, 2], 2 classes.
 
     The defaults are the points of FlowGMM; SCNF has `noise` 0.1 and `factor` 0.2. Raises as `moons`.
     """
@@ -40,7 +41,7 @@ def eight_gaussians(train: int = 1000, test: int = 500, seed: int = 0) -> Vector
         centres = 4.0 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         return (centres + 0.5 * random.standard_normal((rows, 2))) / 1.414, _CLASS_OF_GAUSSIAN[which]
 
-    return _drawn("eight_gaussians", 3, train, test, seed, draw)
+    return _drawn("eight-gaussians", 3, train, test, seed, draw)
 
 
 def pinwheel(train: int = 1000, test: int = 500, seed: int = 0) -> VectorData:
@@ -63,7 +64,7 @@ def _drawn(name: str, classes: int, train: int, test: int, seed: int, draw: Call
     for part, rows in (("train", train), ("test", test)):
         if rows < classes:
             raise ValueError(f"{name}: {part} is {rows}, expected at least {classes}: a point a class")
-    random, arrays = np.random.RandomState(seed), {}  # noqa: NPY002, scikit-learn takes no Generator
+    random, arrays = np.random.RandomState(seed), {}  # scikit-learn takes no Generator
     for part, rows in (("train", train), ("test", test)):
         points, labels = draw(rows, random)
         arrays[f"{part}_features"] = torch.from_numpy(points.astype(np.float32))

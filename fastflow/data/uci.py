@@ -81,8 +81,8 @@ def read_hepmass(path: str | os.PathLike) -> np.ndarray:
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a table of {columns} columns ({error}); get it from {HEPMASS.url}") from error
     if "label" not in header.partition(",")[0] or not np.isin(rows[:, 0], (0, 1)).all() or not len(rows):
-        raise ValueError(f"{path}: begins with {header[:40].strip()!r}, expected a line of names, first label, and rows "
-                         f"that begin with 0 or 1; get it from {HEPMASS.url}")
+        raise ValueError(f"{path}: begins with {header[:40].strip()!r}, expected a line of names, first label, and "
+                         f"rows that begin with 0 or 1; get it from {HEPMASS.url}")
     return rows
 
 
@@ -96,7 +96,8 @@ def read_miniboone(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
             signal, background = map(int, file.readline().split())
             rows = np.loadtxt(file, ndmin=2)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not two counts and a table of numbers ({error}); get it from {MINIBOONE.url}") from error
+        raise ValueError(f"{path}: not two counts and a table of numbers ({error}); "
+                         f"get it from {MINIBOONE.url}") from error
     if rows.shape != (signal + background, *MINIBOONE.shape):
         raise ValueError(f"{path}: the table is {rows.shape}, expected {(signal + background, *MINIBOONE.shape)}; "
                          f"get it from {MINIBOONE.url}")
