@@ -133,6 +133,7 @@ def test_csv_tables(tmp_path, ending):
         (["a,b", "1,2"], ValueError, "no column 'label', expected one of a, b"),
         (["a,label", "1,x"], ValueError, "not a table of numbers .could not convert string 'x'"),
         (["a,label", "1,2", "1"], ValueError, "not a table of numbers"),
+        (["a,label"], ValueError, "not a table of numbers .no row of numbers"),
         (["a,label", "1,2,3"], ValueError, "3 columns under 2 names"),
         (["a,label", "1,0.5"], TypeError, "not whole, expected whole numbers"),
         (["a,label", "1,nan"], TypeError, "not whole, expected whole numbers"),
@@ -150,10 +151,13 @@ def test_table_files_are_named(tmp_path):
             read_table(tmp_path / name)
     with pytest.raises(ValueError, match=r"own.txt: expected a name that ends in .npz, .csv, .csv.gz, .parquet"):
         read_table(tmp_path / "own.txt")
-    write_csv(tmp_path / "own.csv.gz", ["a,label", "1,2"])
-    (tmp_path / "own.csv.gz").write_bytes((tmp_path / "own.csv.gz").read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"own.csv.gz: not a table of numbers"):
-        read_table(tmp_path / "own.csv.gz")
+    path = tmp_path / "own.csv.gz"
+    write_csv(path, ["a,label", "1,2"])
+    whole = path.read_bytes()
+    for damaged in (whole[:-5], whole[:10] + bytes([255] * 5) + whole[15:], b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"own.csv.gz: not a table of numbers"):
+            read_table(path)
     write_csv(tmp_path / "one.csv", ["a,label", "1,2"])
     write_csv(tmp_path / "two.csv", ["a,b,label", "1,2,0"])
     with pytest.raises(ValueError, match=r"two.csv: 2 features, expected 1 as in .*one.csv"):

@@ -3,7 +3,6 @@
 import io
 import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +74,9 @@ def read_drawings(path: str | os.PathLike, side: int) -> dict[tuple[str, int], n
                     alphabet, character, file = name.split("/")[-3:]
                     drawer = int(Path(file).stem.rpartition("_")[2])
                     drawings[f"{alphabet}/{character}", drawer] = _shrunk(archive.read(name), side)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a complete archive of Omniglot ({error}); get it from {_URL}") from error
+    except Exception as error:  # a damaged file fails anywhere in zipfile, zlib and Pillow
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a complete archive of Omniglot ({reason}); get it from {_URL}") from error
     if not drawings:
         raise ValueError(f"{path}: no image in it, expected <set>/<alphabet>/<character>/<number>_<drawer>.png")
     return drawings

@@ -3,6 +3,9 @@
 import csv
 import gzip
 import os
+import warnings
+import zlib
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from torch import Tensor
 from fastflow.data.arrays import read_npz
 from fastflow.data.labels import count_classes
 from fastflow.data.vectors import VectorData
+
+UNREADABLE = (ValueError, EOFError, OSError, csv.Error, zlib.error)  # what a damaged text file, gzipped or not, raises
 
 
 def tables(train: str | os.PathLike, test: str | os.PathLike, label: str = "label") -> VectorData:
@@ -44,6 +49,16 @@ def read_table(path: str | os.PathLike, label: str = "label") -> tuple[Tensor, T
     raise ValueError(f"{path}: expected a name that ends in {', '.join(readers)}")
 
 
+def read_rows(lines: Iterable[str], **options) -> np.ndarray:
+    """float64 [N, D] by `numpy.loadtxt` with `options`. Raises ValueError, also where there is no row."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*input contained no data", category=UserWarning)
+        try:
+            return np.loadtxt(lines, ndmin=2, **options)
+        except UserWarning:
+            raise ValueError("no row of numbers") from None
+
+
 def _read_npz(path: str | os.PathLike, label: str) -> tuple[np.ndarray, np.ndarray]:
     arrays = read_npz(path, ("features", "encodings", "labels"))
     features = arrays.get("features", arrays.get("encodings"))
@@ -59,10 +74,10 @@ def _read_csv(path: str | os.PathLike, label: str) -> tuple[np.ndarray, np.ndarr
     try:
         with gzip.open(path, "rt") if str(path).endswith(".gz") else Path(path).open() as file:
             names = [name.strip() for name in next(csv.reader(file), [])]
-            rows = np.loadtxt(file, delimiter=",", ndmin=2)
+            rows = read_rows(file, delimiter=",")
     except FileNotFoundError:
         raise
-    except (ValueError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a table of numbers ({error})") from error
     if rows.shape[1] != len(names):
         raise ValueError(f"{path}: {rows.shape[1]} columns under {len(names)} names, expected as many")

@@ -9,6 +9,7 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from fastflow.data.official import Official
+from fastflow.data.tables import UNREADABLE, read_rows
 from fastflow.data.vectors import VectorData, standardize
 
 _HEPMASS_FEATURES = 27
@@ -77,10 +78,10 @@ def read_hepmass(path: str | os.PathLike) -> np.ndarray:
     try:
         with gzip.open(path, "rt") if str(path).endswith(".gz") else Path(path).open() as file:
             header = file.readline()
-            rows = np.loadtxt(file, delimiter=",", usecols=range(columns), ndmin=2)
-    except (ValueError, EOFError, OSError) as error:
+            rows = read_rows(file, delimiter=",", usecols=range(columns))
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a table of {columns} columns ({error}); get it from {HEPMASS.url}") from error
-    if "label" not in header.partition(",")[0] or not np.isin(rows[:, 0], (0, 1)).all() or not len(rows):
+    if "label" not in header.partition(",")[0] or not np.isin(rows[:, 0], (0, 1)).all():
         raise ValueError(f"{path}: begins with {header[:40].strip()!r}, expected a line of names, first label, and "
                          f"rows that begin with 0 or 1; get it from {HEPMASS.url}")
     return rows
@@ -94,8 +95,8 @@ def read_miniboone(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     try:
         with gzip.open(path, "rt") if str(path).endswith(".gz") else Path(path).open() as file:
             signal, background = map(int, file.readline().split())
-            rows = np.loadtxt(file, ndmin=2)
-    except (ValueError, EOFError, OSError) as error:
+            rows = read_rows(file)
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not two counts and a table of numbers ({error}); "
                          f"get it from {MINIBOONE.url}") from error
     if rows.shape != (signal + background, *MINIBOONE.shape):
