@@ -1,6 +1,7 @@
 """The named data sets: by name from a root, on the command line, and in the configuration of a run."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,7 @@ from small_run import call
 from test_data import write_idx
 from tiny_flow import SMALL
 
-from fastflow.data import DATA_SETS, ImageData, digits, load
+from fastflow.data import DATA_SETS, ImageData, digits, kmnist, load
 from fastflow.training.build import load_data
 from fastflow.training.config import DataConfig, parse_config
 
@@ -64,6 +65,18 @@ def test_check_loads_a_set(capsys):
     assert call("data", "check", "mnist", "--data-root", root) == 0
     assert capsys.readouterr().out == (
         "mnist: 60,000 + 10,000 x 1x28x28, 10 classes; 4 of 4 files by checksum, all by structure\n")
+
+
+def test_check_says_which_files_had_a_checksum(tmp_path, monkeypatch, capsys):
+    (tmp_path / "kmnist").mkdir()
+    for prefix, rows in (("train", 4), ("t10k", 2)):
+        write_idx(tmp_path / "kmnist" / f"{prefix}-images-idx3-ubyte", np.ones((rows, 28, 28)))
+        write_idx(tmp_path / "kmnist" / f"{prefix}-labels-idx1-ubyte", np.arange(rows))
+    assert call("data", "check", "kmnist", "--data-root", tmp_path) == 2
+    assert "kmnist/train-images-idx3-ubyte: 4 rows, expected the 60000 of kmnist" in capsys.readouterr().err
+    monkeypatch.setitem(kmnist.__globals__, "KMNIST", replace(DATA_SETS["kmnist"].official, train=4, test=2))
+    assert call("data", "check", "kmnist", "--data-root", tmp_path) == 0
+    assert "; 0 of 4 files by checksum, all by structure\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,14 @@ def _place(official: Official, root: str | os.PathLike | None) -> str:
 def check(name: str, root: str | os.PathLike | None = None) -> str:
     """Loads a set, which verifies its files, and says in a line what it is. Raises as `load`."""
     about = load(name, root).describe()
-    files = DATA_SETS[name].official.files
-    sums = sum(digest is not None for digest in files.values())
-    verified = f"{sums} of {len(files)} files by checksum, all by structure" if files else "built in"
+    verified = _verified(DATA_SETS[name].official, root)
     shape = "x".join(map(str, about["shape"]))
     return f"{name}: {about['train']:,} + {about['test']:,} x {shape}, {about['classes']} classes; {verified}"
+
+
+def _verified(official: Official, root: str | os.PathLike | None) -> str:
+    if not official.files:
+        return "built in"
+    paths = [official.find(official.folder(root=root), name) for name in official.files]
+    compared = sum(official.checksum(path) is not None for path in paths)
+    return f"{compared} of {len(paths)} files by checksum, all by structure"

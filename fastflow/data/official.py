@@ -52,14 +52,18 @@ class Official:
         except FileNotFoundError:
             return False
 
-    def verify(self, path: Path) -> None:
-        """Compares a file with its published checksum, if there is one of it as it lies here. Raises ValueError."""
+    def checksum(self, path: Path) -> str | None:
+        """The published one of a file as it lies here: of an unpacked file there may be none."""
         published = path.name in self.files
-        digest = self.files[path.name if published else f"{path.name}.gz"]
-        if digest is None or not (published or self.of_content):
+        return self.files[path.name if published else f"{path.name}.gz"] if published or self.of_content else None
+
+    def verify(self, path: Path) -> None:
+        """Compares a file with its published checksum, if there is one. Raises ValueError."""
+        digest = self.checksum(path)
+        if digest is None:
             return
         algorithm = _ALGORITHMS[len(digest)]
-        with gzip.open(path) if published and self.of_content else path.open("rb") as file:
+        with gzip.open(path) if self.of_content and path.suffix == ".gz" else path.open("rb") as file:
             found = hashlib.file_digest(file, algorithm).hexdigest()
         if found != digest:
             raise ValueError(f"{path}: its {algorithm} is {found}, expected {digest}: not the file that {self.name} "
