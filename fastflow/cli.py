@@ -153,6 +153,18 @@ def _doctor(args: argparse.Namespace) -> None:
     print(doctor())
 
 
+def _data_list(args: argparse.Namespace) -> None:
+    from fastflow.data.catalogue import listing
+
+    print(listing(args.data_root))
+
+
+def _data_check(args: argparse.Namespace) -> None:
+    from fastflow.data.catalogue import check
+
+    print(check(args.name, args.data_root))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -201,6 +213,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     figures.add_argument("--out", type=Path, metavar="FOLDER", help="default: figures/ in the run folder")
     _add_device(figures)
 
+    data = commands.add_parser("data", help="which data sets there are, and whether their files are right")
+    _add_data(data.add_subparsers(metavar="ACTION", required=True))
+
     bench = _add(commands, "bench", None, "measure against other libraries, write and read records", None)
     if "bench" in argv[:1]:
         from fastflow.bench import command
@@ -218,6 +233,18 @@ def _add(commands, name: str, run, summary: str, description: str | None) -> arg
     parser.add_argument("--traceback", action="store_true", help="on an error, show where it was raised")
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_data(actions) -> None:
+    listing = _add(actions, "list", _data_list, "every named data set",
+                   "Prints a line a data set: name, classes, rows, shape of one, whether its files are here, and where "
+                   "they come from.")
+    check = _add(actions, "check", _data_check, "load one and verify its files",
+                 "Verifies the files of one data set by structure, counts and, where one is published, checksum.")
+    check.add_argument("name", metavar="NAME", help="as `fastflow data list` has it")
+    for action in (listing, check):
+        action.add_argument("--data-root", type=Path, metavar="DIR",
+                            help="the folder that has a folder for each data set (default: $FASTFLOW_DATA)")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -169,7 +169,7 @@ def test_divergence_is_one_line_and_no_checkpoint_of_it(work, capsys):
 
 def test_help_of_every_command(capsys):
     assert call() == 0
-    for command in ((), ("train",), ("eval",), ("sample",), ("figures",), ("bench",), ("doctor",)):
+    for command in ((), ("train",), ("eval",), ("sample",), ("figures",), ("data",), ("bench",), ("doctor",)):
         assert call(*command, "--help") == 0
         assert "usage: fastflow" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from needs import require
 
-from fastflow.data import ImageData, digits, mnist, npz, read_idx, split_rows
+from fastflow.data import ImageData, digits, idx, mnist, npz, read_idx, split_rows
 
 
 def test_digits_are_17_levels_in_one_fixed_split():
@@ -97,7 +97,8 @@ def idx_folder(tmp_path):
 
 
 def test_idx_files_gzipped_and_plain(idx_folder):
-    data = mnist(idx_folder)
+    data = idx(idx_folder)
+    assert (data.name, data.classes) == (str(idx_folder), 5)
     assert data.train_images.shape == (4, 1, 3, 2)
     assert data.train_images.flatten().tolist() == list(range(24))
     assert data.test_labels.tolist() == [3, 1, 4, 1]
@@ -115,19 +116,19 @@ def test_broken_idx_file_is_named(idx_folder, array, options, message):
     path = idx_folder / "train-images-idx3-ubyte.gz"
     write_idx(path, array, **options)
     with pytest.raises(ValueError, match="train-images") as caught:
-        mnist(idx_folder)
+        idx(idx_folder)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_short_idx_file_is_named(tmp_path):
     write_idx(tmp_path / "file", np.zeros((4, 3, 2)), cut=1)
-    with pytest.raises(ValueError, match=r"file: 23 bytes of data, expected 24 for \(4, 3, 2\); download"):
+    with pytest.raises(ValueError, match=r"file: 23 bytes of data, expected 24 for \(4, 3, 2\); get the file again"):
         read_idx(tmp_path / "file", dimensions=3)
 
 
 def test_missing_mnist_says_where_to_put_it(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte.gz: no such file; set data.path"):
+    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte.gz: no such file; get it from https"):
         mnist(tmp_path)
     monkeypatch.delenv("FASTFLOW_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match="FASTFLOW_DATA"):
@@ -139,6 +140,7 @@ def test_mnist_is_the_published_data():
     data = mnist()
     assert data.train_images.shape == (60000, 1, 28, 28)
     assert data.test_images.shape == (10000, 1, 28, 28)
+    assert (data.name, data.classes, int(data.train_images.max())) == ("mnist", 10, 255)
     labels = hashlib.md5(bytes.fromhex("0000080100002710") + data.test_labels.to(torch.uint8).numpy().tobytes())
     assert labels.hexdigest() == "27ae3e4e09519cfbb04c329615203637"
 

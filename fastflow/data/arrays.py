@@ -1,4 +1,4 @@
-"""A user's own images, from one NumPy archive."""
+"""NumPy archives, and a user's own images from one."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fastflow.data.images import ImageData
+from fastflow.data.labels import count_classes
 
 IMAGES = ("train_images", "test_images")
 LABELS = ("train_labels", "test_labels")
@@ -19,7 +20,7 @@ def npz(path: str | os.PathLike, levels: int = 256) -> ImageData:
     largest label; without both arrays of labels all images are of one class. Raises FileNotFoundError, TypeError or
     ValueError naming the file and the array.
     """
-    arrays = _read(path)
+    arrays = read_npz(path, IMAGES + LABELS)
     labelled = any(name in arrays for name in LABELS)
     names = IMAGES + LABELS if labelled else IMAGES
     missing = [name for name in names if name not in arrays]
@@ -42,18 +43,17 @@ def npz(path: str | os.PathLike, levels: int = 256) -> ImageData:
     images = {name: torch.from_numpy(arrays[name].astype(np.uint8)) for name in IMAGES}
     images = {name: array.unsqueeze(1) if array.dim() == 3 else array for name, array in images.items()}
     labels = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in LABELS}
-    classes = 1 + max((int(array.max()) for array in labels.values() if array.numel()), default=0)
-    return ImageData(str(path), levels, classes, **images, **labels)
+    return ImageData(str(path), levels, count_classes(*labels.values()), **images, **labels)
 
 
-def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Those arrays of the file that this module names."""
+def read_npz(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Those arrays of an .npz file that `names` lists. Raises FileNotFoundError or ValueError naming the file."""
     with Path(path).open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise ValueError("it is a single array")
-            found = {name: archive[name] for name in IMAGES + LABELS if name in archive}
+            found = {name: archive[name] for name in names if name in archive}
         except Exception as error:  # a damaged file fails anywhere in numpy, zipfile and zlib
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path}: not a complete .npz file ({reason}); write it with numpy.savez") from error

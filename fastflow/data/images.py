@@ -1,10 +1,11 @@
 """What every data set is once loaded: grey levels and labels as tensors, checked once."""
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fastflow.data.labels import check_labels, sha256
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ImageData:
         for part, lowest in (("train", -1), ("test", 0)):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
             _check_images(f"{self.name}: {part}_images", images, self.levels)
-            _check_labels(f"{self.name}: {part}_labels", labels, len(images), lowest, self.classes)
+            check_labels(f"{self.name}: {part}_labels", labels, len(images), lowest, self.classes)
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise ValueError(
                 f"{self.name}: test_images have shape {tuple(self.test_images.shape[1:])}, "
@@ -41,9 +42,6 @@ class ImageData:
 
     def describe(self) -> dict:
         """What identifies the data in a checkpoint, with a sha256 over images and labels."""
-        digest = hashlib.sha256()
-        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(array.contiguous().numpy())
         return {
             "name": self.name,
             "levels": self.levels,
@@ -51,7 +49,7 @@ class ImageData:
             "shape": list(self.shape),
             "train": len(self.train_images),
             "test": len(self.test_images),
-            "sha256": digest.hexdigest(),
+            "sha256": sha256(self.train_images, self.train_labels, self.test_images, self.test_labels),
         }
 
 
@@ -62,13 +60,3 @@ def _check_images(name: str, images: Tensor, levels: int) -> None:
         raise ValueError(f"{name} has shape {tuple(images.shape)}, expected non-empty [N, C, H, W]")
     if int(images.max()) >= levels:
         raise ValueError(f"{name} holds level {int(images.max())}, expected values below levels = {levels}")
-
-
-def _check_labels(name: str, labels: Tensor, rows: int, lowest: int, classes: int) -> None:
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{name} has dtype {labels.dtype}, expected torch.int64")
-    if tuple(labels.shape) != (rows,):
-        raise ValueError(f"{name} has shape {tuple(labels.shape)}, expected ({rows},): one label an image")
-    if int(labels.min()) < lowest or int(labels.max()) >= classes:
-        present = f"[{int(labels.min())}, {int(labels.max())}]"
-        raise ValueError(f"{name} lies in {present}, expected [{lowest}, {classes - 1}]")

@@ -1,24 +1,44 @@
 """From a configuration to data, device and model."""
 
+import numpy as np
 import torch
 
 from fastflow import _backend
-from fastflow.data import ImageData, Split, digits, mnist, npz, split_rows
+from fastflow.data import DATA_SETS, ImageData, Split, idx, npz, read_split, split_rows
 from fastflow.models import SCNF, read_reference
 from fastflow.training.config import DataConfig, ModelConfig
 from fastflow.training.state import load_weights
 
 
 def load_data(config: DataConfig) -> ImageData:
-    if config.name == "digits":
-        return digits()
-    return mnist(config.path) if config.name == "mnist" else npz(config.path, config.levels or 256)
+    if config.name == "npz":
+        return npz(config.path, config.levels or 256)
+    if config.name == "idx":
+        return idx(config.path)
+    entry = DATA_SETS[config.name]
+    return entry.load(config.path) if entry.official.files else entry.load()
 
 
 def split(data: ImageData, config: DataConfig, seed: int) -> Split:
-    """The rows that the label seed chooses."""
+    """The rows that the label seed chooses, or those of the file `data.split`.
+
+    Raises ValueError where the file is of other data, or says something else than data.labels, monitor and hold_out.
+    """
+    if config.split is not None:
+        return _read_split(data, config)
     labels = data.train_labels.numpy()
     return split_rows(labels, data.classes, config.labels, seed, config.monitor, config.hold_out)
+
+
+def _read_split(data: ImageData, config: DataConfig) -> Split:
+    chosen = read_split(config.split, data)
+    said = {"labels": len(chosen.labelled), "monitor": len(chosen.monitor)}
+    if len(chosen.monitor):
+        said["hold_out"] = not np.isin(chosen.monitor, chosen.unlabelled).any()
+    for key, value in said.items():
+        if getattr(config, key) != value:
+            raise ValueError(f"data.{key} is {getattr(config, key)}, expected {value} as in {config.split}")
+    return chosen
 
 
 def choose_device(name: str) -> torch.device:

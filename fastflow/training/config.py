@@ -27,10 +27,12 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    name: Literal["digits", "mnist", "npz"]
-    path: str | None = None  # mnist: folder of the IDX files (default $FASTFLOW_DATA/mnist); npz: the file
+    name: Literal["digits", "mnist", "fashion-mnist", "kmnist", "omniglot", "omniglot-small", "svhn", "svhn-extra",
+                  "small-norb", "cifar10", "idx", "npz"]
+    path: str | None = None  # npz: the file; others: the folder of the files, by default their own in $FASTFLOW_DATA
     levels: int | None = Field(None, ge=2, le=256)  # npz: the number of grey levels, default 256
     labels: int = Field(100, ge=0)  # labelled training images, stratified by class
+    split: str | None = None  # file of `write_split` with the rows to label and to monitor, for every seed the same
     monitor: int = Field(0, ge=0)  # other training images that progress is measured on; never the test set
     hold_out: bool = True  # false: the monitored images are trained on too, without labels, so progress is not held out
 
@@ -163,8 +165,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self):
         data, schedule = self.data, self.schedule
-        if data.name == "npz" and data.path is None:
-            raise ValueError("data.path is missing, expected the .npz file")
+        if data.name in ("npz", "idx") and data.path is None:
+            what = "the .npz file" if data.name == "npz" else "the folder of the four IDX files"
+            raise ValueError(f"data.path is missing, expected {what}")
         if data.name == "digits" and data.path is not None:
             raise ValueError(f"data.path is {data.path!r}, expected none: the digits come with scikit-learn")
         if data.name != "npz" and data.levels is not None:

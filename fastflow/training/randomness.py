@@ -7,7 +7,7 @@ from torch import Tensor
 from fastflow.ops import uniform_noise
 
 SEEDS = 2**32  # seeds lie below it; a stream is the upper half of the 64-bit key
-ROWS, DROPOUT, DEQUANTIZE, VIEW, DEQUANTIZE_VIEW, EVALUATION = range(6)
+ROWS, DROPOUT, DEQUANTIZE, VIEW, DEQUANTIZE_VIEW, EVALUATION, AUGMENT = range(7)
 
 
 def uniform(shape: tuple[int, ...], *, seed: int, stream: int, step: int, rows: Tensor) -> Tensor:
