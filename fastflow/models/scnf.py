@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastflow.models import reference_checkpoint
-from fastflow.models.architectures import conditional_flow, conv_trunk, vector_trunk
 from fastflow.models.class_flow import ClassFlow
+from fastflow.models.trunks import conditional_flow, conv_trunk, vector_trunk
 from fastflow.nn import Dequantize, DiagonalNormal, FlowClassHead, FlowSequential, GaussianClassHead
 from fastflow.ops._checks import check_labels
 
