@@ -106,7 +106,7 @@ class FlowGMM(ClassFlow):
         state = flowgmm_checkpoint.normalized(state_dict)
         trunk, levels = flowgmm_checkpoint.build_trunk(state, means)
         model = cls(trunk, means, levels, scale=scale, prior=prior)
-        model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
+        model.to(next(value.dtype for value in state.values() if value.is_floating_point())).set_scale(scale)
         flowgmm_checkpoint.load(trunk, state)
         return model
 
@@ -228,14 +228,6 @@ class FlowGMM(ClassFlow):
         rows = torch.randperm(len(labels), generator=generator).to(labels.device)
         own = [rows[labels[rows] == label] for label in range(self.classes)]
         return torch.stack([each[0] if len(each) else rows[label % len(rows)] for label, each in enumerate(own)])
-
-    def _labels(self, name: str, y: int | Tensor, rows: int) -> Tensor:
-        """y as a label for each row, on the model's device."""
-        device = self.head.means.device
-        if isinstance(y, int):
-            y = torch.full((rows,), y, device=device)
-        check_labels(f"FlowGMM.{name}", "y", y, rows, self.classes, unlabelled=False)
-        return y.to(device)
 
 
 def calibrated_scale(z: Tensor, labels: Tensor, means: Tensor, log_prior: Tensor) -> float:

@@ -148,6 +148,8 @@ def tabular_trunk(features: int, *, couplings: int = 10, hidden: int = 256, laye
     that of text embeddings, 23,890,944; couplings=5, hidden=512, dropout=0 on 2 that of toy data. As in
     `real_nvp_trunk`, those counts hold a direction for each gain. Source: Izmailov et al. 2020 (FlowGMM).
     """
+    if features < 2:
+        raise ValueError(f"tabular_trunk: features is {features}, expected at least 2, one for each half")
     first = torch.arange(features) < features // 2
 
     def net() -> nn.Sequential:
