@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import MultivariateNormal
 
-from fastflow.models import FlowGMM, tabular_trunk
+from fastflow.models import FlowGMM, tabular_trunk, vector_trunk
 from fastflow.models.class_means import (
     antipodal_means,
     block_means,
@@ -115,6 +115,7 @@ def test_means_placed_by_data():
     assert all(torch.equal(z[row], mean) for row, mean in zip(found, model.head.means, strict=True))
     assert found[0] in (0, 3)
     assert found[1] in (1, 4)
+    assert found[2] in (2, 5, 6, 7, 8)
 
 
 def test_calibration_is_the_least_cross_entropy():
@@ -208,6 +209,14 @@ def test_start_and_saving():
     assert torch.equal(copy.deepcopy(model).log_joint(x), model.log_joint(x))
 
 
+def test_any_trunk_will_do():
+    x = images(8)
+    model = FlowGMM(vector_trunk((1, 8, 8), steps=1, hidden=4), random_means(3, 64), 17)
+    model.initialize(x, noise=torch.rand(8, 1, 8, 8))
+    assert all(module.initialized for module in model.modules() if hasattr(module, "initialized"))
+    assert (model.double().decode(model.embed(x)) - (x.double() + 0.5) / 17).abs().max() < 1e-9
+
+
 def test_forward_reads_no_value():
     """Tensors without values raise where a device would have to synchronise."""
     with FakeTensorMode():
@@ -237,6 +246,7 @@ def test_class_scores_compile_in_one_graph(model):
     (lambda m: m.place_means("kmeans", points(2), torch.tensor([0, 1])),
      "kind is 'kmeans', expected one of data, latents"),
     (lambda m: m.place_means("latents", points(2), torch.tensor([0, 2])), "labels have no row of class 1"),
+    (lambda m: m.place_means("rows", points(2), torch.tensor([0, 2])), "labels leave no row for class 1"),
     (lambda m: m.interpolate(points(2), points(3)), r"second has shape \(3, 2\), expected \(2, 2\)"),
     (lambda m: m.log_prob(points(2)[:, :1]), r"x has shape \(2, 1\), expected \(B, 2\)"),
     (lambda m: block_means(3, 2), "features is 2, expected at least one a class, 3"),

@@ -139,9 +139,9 @@ class FlowGMM(ClassFlow):
         """Puts the class means where data [B, *shape] with labels [B] (-1: unlabelled) says, times `radius`.
 
         kind  "data": class means of x itself; "latents": class means of z; "latent_of_mean": z of the class means of x;
-              "rows": z of a random row of each class, of any row for a class without labels
+              "rows": z of a random row of each class, of an unlabelled row for a class without labels
 
-        The trunk stays in its mode. Raises ValueError for an unknown kind, or, except for "rows", a class without rows.
+        The trunk stays in its mode. Raises ValueError for an unknown kind, or a class without rows.
         """
         if kind not in MEANS:
             raise ValueError(f"FlowGMM.place_means: kind is {kind!r}, expected one of {', '.join(MEANS)}")
@@ -226,8 +226,15 @@ class FlowGMM(ClassFlow):
 
     def _row_of_each_class(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         rows = torch.randperm(len(labels), generator=generator).to(labels.device)
-        own = [rows[labels[rows] == label] for label in range(self.classes)]
-        return torch.stack([each[0] if len(each) else rows[label % len(rows)] for label, each in enumerate(own)])
+        unlabelled, chosen = iter(rows[labels[rows] < 0]), []
+        for label in range(self.classes):
+            row = next(iter(rows[labels[rows] == label]), None)
+            row = next(unlabelled, None) if row is None else row
+            if row is None:
+                raise ValueError(f"FlowGMM.place_means: labels leave no row for class {label}, expected a labelled one "
+                                 "or enough unlabelled ones")
+            chosen.append(row)
+        return torch.stack(chosen)
 
 
 def calibrated_scale(z: Tensor, labels: Tensor, means: Tensor, log_prior: Tensor) -> float:
