@@ -29,7 +29,7 @@ from fastflow.bench import script, watching
 from fastflow.bench.overhead import as_proved
 from fastflow.bench.scratch import in_fresh_process, scratch_bytes
 from fastflow.bench.timing import measure, threads
-from fastflow.models.architectures import conditional_flow
+from fastflow.models.trunks import conditional_flow
 from fastflow.nn import ActNorm, AffineCoupling, ChannelMix, FactorOut, FlowClassHead
 
 FEATURES = 196

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from bijections import scatter
 
-from fastflow.nn import ConvResidualNet, ResidualMLP
+from fastflow.nn import ConvResidualNet, ResidualMLP, WeightNormResNet
 
 
 def _spelled_out(net, x, layer):
@@ -29,6 +29,35 @@ def test_conv_residual_net_is_its_formula():
 def test_residual_mlp_is_its_formula():
     net, x = scatter(ResidualMLP(3, 4, hidden=8, blocks=2).double()), torch.randn(2, 3, dtype=torch.float64)
     assert torch.allclose(net(x), _spelled_out(net, x, lambda layer, h: F.linear(h, layer.weight, layer.bias)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("doubled", [False, True])
+def test_weight_norm_res_net_is_its_formula(doubled, training):
+    net = scatter(WeightNormResNet(3, 4, hidden=5, blocks=2, doubled=doubled).double(), 0.2).train(training)
+    x = torch.randn(6, 3, 5, 4, dtype=torch.float64)
+
+    def norm(layer, h):
+        mean, var = layer.running_mean, layer.running_var
+        if training:
+            mean, var = h.mean((0, 2, 3)), h.var((0, 2, 3), correction=0)
+        scale = layer.weight / (var + layer.eps).sqrt()
+        return (h - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
+
+    def conv(layer, h):
+        gain, direction = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+        length = direction.square().sum((1, 2, 3), keepdim=True).sqrt()
+        return F.conv2d(h, gain * direction / length, layer.bias, padding=direction.shape[-1] // 2)
+
+    v = norm(net.in_norm, x) * (2 if doubled else 1)
+    h = conv(net.input, F.relu(torch.cat([v, -v], 1)))
+    total = conv(net.skips[0], h)
+    for block, skip in zip(net.blocks, net.skips[1:], strict=True):
+        inner = conv(block.first, F.relu(norm(block.first_norm, h)))
+        h = h + conv(block.second, F.relu(norm(block.second_norm, inner)))
+        total = total + conv(skip, h)
+    expected = conv(net.output, F.relu(norm(net.out_norm, total)))
+    assert torch.allclose(net(x), expected)
 
 
 @pytest.mark.parametrize(("kind", "spatial"), [(ConvResidualNet, (2, 2)), (ResidualMLP, ())])

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastflow.ops._checks import check_labels
+
 
 class ClassFlow(nn.Module):
     """A density of data x and classes y, given by `class_scores`. Units are nats; x is [B, ...].
@@ -48,3 +50,11 @@ class ClassFlow(nn.Module):
     def bits_per_dim(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B] log2(levels) - log2 p(x) / D: bits for one dimension of the quantised x."""
         return (math.log(self.levels) - self.log_prob(x, noise) / self.features) / math.log(2)
+
+    def _labels(self, name: str, y: int | Tensor, rows: int) -> Tensor:
+        """y, one label or labels [rows], as a label for each row, on the model's device."""
+        device = next(self.parameters()).device
+        if isinstance(y, int):
+            y = torch.full((rows,), y, device=device)
+        check_labels(f"{type(self).__name__}.{name}", "y", y, rows, self.classes, unlabelled=False)
+        return y.to(device)

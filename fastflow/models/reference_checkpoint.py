@@ -35,17 +35,26 @@ def read_reference(path: str | PathLike) -> dict[str, Tensor]:
 
     Raises FileNotFoundError, or ValueError if the file is no checkpoint.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"read_reference: there is no file {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails anywhere; torch's advice is to run the code in it
-        raise ValueError(f"read_reference: {path} is no checkpoint of tensors ({type(error).__name__}), expected an "
-                         "undamaged model.torch of the public code") from None
-    if not isinstance(state, Mapping) or not all(
-            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+    state = load_file("read_reference", path, "model.torch")
+    if not is_state_dict(state):
         raise ValueError(f"read_reference: {path} holds {type(state).__name__}, expected a state_dict of tensors")
     return dict(state)
+
+
+def load_file(op: str, path: str | PathLike, expected: str) -> object:
+    """What a checkpoint file of public code holds; no code in it is run. `expected`: the file's name there."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{op}: there is no file {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails anywhere; torch's advice is to run the code in it
+        raise ValueError(f"{op}: {path} is no checkpoint of tensors ({type(error).__name__}), expected an "
+                         f"undamaged {expected} of the public code") from None
+
+
+def is_state_dict(state: object) -> bool:
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
 
 
 def normalized(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,56 +97,63 @@ def describe(state: Mapping[str, Tensor]) -> tuple[dict, dict]:
 
 def load(model: SCNF, state: Mapping[str, Tensor]) -> None:
     """Copies each tensor of the state_dict to its place; raises ValueError, before any copy, if they do not fit."""
-    entries = dict(_entries(model))
+    fill("SCNF.from_reference", dict(_entries(model)), state)
+
+
+def fill(op: str, entries: Mapping[str, Entry], state: Mapping[str, Tensor]) -> None:
+    """Gives each entry the tensor of its name; raises ValueError, before any copy, if names or shapes differ."""
     wrong = [f"{name} has shape {tuple(state[name].shape)}, expected {entry.shape}"
              for name, entry in entries.items() if name in state and tuple(state[name].shape) != entry.shape]
     problems = [_some("missing", sorted(entries.keys() - state.keys())),
                 _some("unknown", sorted(state.keys() - entries.keys())), _some("of the wrong shape", wrong)]
     if any(problems):
-        raise ValueError(f"SCNF.from_reference: state_dict does not fit the architecture it implies: "
+        raise ValueError(f"{op}: state_dict does not fit the architecture it implies: "
                          f"{'; '.join(filter(None, problems))}")
     with torch.no_grad():
         for name, entry in entries.items():
             entry.copy(name, state[name])
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """The shape of a tensor of a checkpoint, and copy(name, tensor), which puts it into our model."""
+
     shape: tuple[int, ...]
     copy: Callable[[str, Tensor], object]
 
 
-def _into(target: Tensor, shape: tuple[int, ...] | None = None) -> _Entry:
+def into(target: Tensor, shape: tuple[int, ...] | None = None) -> Entry:
+    """Copies to `target`, from a tensor of another shape if given, with the same numbers in the same order."""
     shape = tuple(target.shape) if shape is None else shape
-    return _Entry(shape, lambda name, value: target.copy_(value.view(target.shape)))
+    return Entry(shape, lambda name, value: target.copy_(value.view(target.shape)))
 
 
-def _equal(expected: Tensor) -> _Entry:
+def _equal(expected: Tensor) -> Entry:
     """A constant that our layers build themselves and the checkpoint repeats."""
 
     def check(name: str, value: Tensor) -> None:
         if not torch.equal(value.double(), expected.double()):
             raise ValueError(f"SCNF.from_reference: {name} is not the constant that the public code puts there")
 
-    return _Entry(tuple(expected.shape), check)
+    return Entry(tuple(expected.shape), check)
 
 
-def _entries(model: SCNF) -> Iterator[tuple[str, _Entry]]:
+def _entries(model: SCNF) -> Iterator[tuple[str, Entry]]:
     """Every name of the public code's state_dict, with its shape and what to do with its value."""
     yield from _flow_entries("flow", model.trunk)
     yield from _flow_entries("prior.flow", model.head.flow)
-    yield "prior.flow.embeddings.weight", _into(model.head.embedding)
+    yield "prior.flow.embeddings.weight", into(model.head.embedding)
     yield from _base_entries("prior.deep_prior", model.head.base)
     yield from _base_entries("prior.shallow_prior", model.aux_base)
 
 
-def _flow_entries(prefix: str, flow: FlowSequential) -> Iterator[tuple[str, _Entry]]:
+def _flow_entries(prefix: str, flow: FlowSequential) -> Iterator[tuple[str, Entry]]:
     layers = iter(flow.layers)
     for index, layer in enumerate(layers):
         name = f"{prefix}.modules_.{index}"
         if isinstance(layer, ActNorm):
             yield from _norm_entries(name, layer)
         elif isinstance(layer, ChannelMix):
-            yield f"{name}.W", _into(layer.weight)
+            yield f"{name}.W", into(layer.weight)
         elif isinstance(layer, AffineCoupling) and layer.mask is not None:
             yield f"{name}.mask", _equal(layer.mask[None])
             yield from _net_entries(f"{name}.net", layer.conditioner)
@@ -147,7 +163,7 @@ def _flow_entries(prefix: str, flow: FlowSequential) -> Iterator[tuple[str, _Ent
             yield from _net_entries(f"{name}.net2", next(layers).conditioner)
 
 
-def _net_entries(prefix: str, net: ConvResidualNet | ResidualMLP) -> Iterator[tuple[str, _Entry]]:
+def _net_entries(prefix: str, net: ConvResidualNet | ResidualMLP) -> Iterator[tuple[str, Entry]]:
     """Places in its nn.Sequential: paddings count before the convolutions of the trunk, not before the head's."""
     first, inner, last = (1, (2, 5), 3) if isinstance(net, ConvResidualNet) else (0, (1, 3), 2)
     norm = first + 1 + len(net.blocks)
@@ -159,20 +175,20 @@ def _net_entries(prefix: str, net: ConvResidualNet | ResidualMLP) -> Iterator[tu
     yield from _linear_entries(f"{prefix}.{norm + last}", net.output)
 
 
-def _linear_entries(name: str, layer: nn.Linear | nn.Conv2d) -> Iterator[tuple[str, _Entry]]:
+def _linear_entries(name: str, layer: nn.Linear | nn.Conv2d) -> Iterator[tuple[str, Entry]]:
     shape = tuple(layer.weight.shape)
-    yield f"{name}.weight", _into(layer.weight, shape if isinstance(layer, nn.Conv2d) else (*shape, 1, 1))
-    yield f"{name}.bias", _into(layer.bias)
+    yield f"{name}.weight", into(layer.weight, shape if isinstance(layer, nn.Conv2d) else (*shape, 1, 1))
+    yield f"{name}.bias", into(layer.bias)
 
 
-def _norm_entries(name: str, layer: ActNorm) -> Iterator[tuple[str, _Entry]]:
-    yield f"{name}.logs", _into(layer.log_scale)
-    yield f"{name}.bias", _into(layer.shift)
-    yield f"{name}.requires_init", _Entry((1,), lambda _, value: layer.initialized.fill_(not bool(value)))
+def _norm_entries(name: str, layer: ActNorm) -> Iterator[tuple[str, Entry]]:
+    yield f"{name}.logs", into(layer.log_scale)
+    yield f"{name}.bias", into(layer.shift)
+    yield f"{name}.requires_init", Entry((1,), lambda _, value: layer.initialized.fill_(not bool(value)))
 
 
-def _base_entries(name: str, base: DiagonalNormal) -> Iterator[tuple[str, _Entry]]:
-    yield f"{name}.logsigma", _into(base.rho)
+def _base_entries(name: str, base: DiagonalNormal) -> Iterator[tuple[str, Entry]]:
+    yield f"{name}.logsigma", into(base.rho)
     yield f"{name}.mean", _equal(torch.zeros(base.features))
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fastflow.models import reference_checkpoint
-from fastflow.models.architectures import conditional_flow, conv_trunk, vector_trunk
 from fastflow.models.class_flow import ClassFlow
+from fastflow.models.trunks import conditional_flow, conv_trunk, vector_trunk
 from fastflow.nn import Dequantize, DiagonalNormal, FlowClassHead, FlowSequential, GaussianClassHead
-from fastflow.ops._checks import check_labels
 
 
 class SCNF(ClassFlow):
@@ -189,14 +188,6 @@ class SCNF(ClassFlow):
     def _image(self, z_aux: Tensor, z_f: Tensor) -> Tensor:
         z = torch.cat([z_aux, z_f], dim=1)
         return self.trunk.inverse(z.view(len(z), *self.trunk.output_shape(self.shape)))[0].clamp(0, 1)
-
-    def _labels(self, name: str, y: int | Tensor, rows: int) -> Tensor:
-        """y as a label for each row, on the model's device."""
-        device = next(self.parameters()).device
-        if isinstance(y, int):
-            y = torch.full((rows,), y, device=device)
-        check_labels(f"SCNF.{name}", "y", y, rows, self.classes, unlabelled=False)
-        return y.to(device)
 
 
 def _flow_head(features: int, classes: int, context_features: int | None = None, threshold: float | None = None, *,

@@ -4,7 +4,7 @@ from fastflow.nn.act_norm import ActNorm
 from fastflow.nn.bijection import Bijection
 from fastflow.nn.channel_mix import ChannelMix
 from fastflow.nn.class_prior import ClassPrior
-from fastflow.nn.conditioners import ConvResidualNet, ResidualMLP
+from fastflow.nn.conditioners import ConvResidualNet, ResidualMLP, WeightNormResNet
 from fastflow.nn.coupling import AffineCoupling
 from fastflow.nn.dequantize import Dequantize
 from fastflow.nn.dequantize_logit import DequantizeLogit
@@ -26,5 +26,5 @@ __all__ = [
     "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
     "DequantizeLogit", "DiagonalNormal", "ElementwiseAffine", "FactorOut", "Flatten", "FlowClassHead",
     "FlowSequential", "GaussianClassHead", "Logit", "NoiseStream", "Permutation", "ResidualMLP", "Split", "Squeeze",
-    "SymLog",
+    "SymLog", "WeightNormResNet",
 ]

@@ -1,9 +1,13 @@
-"""The networks that make scale and shift for a coupling: residual, zero at the output, so that training starts calm."""
+"""The networks that make scale and shift for a coupling, all residual.
+
+SCNF's are zero at the output, so that training starts calm; RealNVP's are normalised instead.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from fastflow.nn.act_norm import ActNorm
 
@@ -57,6 +61,53 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return _residual_forward(self, x, context)
+
+
+class WeightNormResNet(nn.Module):
+    """A residual network with weight and batch normalisation: [B, in_channels, H, W] to [B, out_channels, H, W].
+
+    h = conv(relu([v, -v])) with v = norm(x), twice that if `doubled`; `blocks` times h + conv(relu(norm(conv(relu(norm(
+    h)))))); out = conv1(relu(norm(sum of conv1(h) over the first h and those after each block))). conv is 3x3, conv1
+    1x1, both weight-normed; padding is zero. A checkerboard, where half of the pixels that come are zero, is `doubled`.
+
+    In training the statistics are the batch's, so a row's result depends on the other rows; in evaluation it does not.
+    Source: Dinh et al. 2017, "Density estimation using Real NVP", appendix; sizes of Izmailov et al. 2020 (FlowGMM,
+    arXiv 1912.13025).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, hidden: int = 64, blocks: int = 8, doubled: bool = False,
+                 ) -> None:
+        super().__init__()
+        self.doubled = doubled
+        self.in_norm = nn.BatchNorm2d(in_channels)
+        self.input = weight_norm(nn.Conv2d(2 * in_channels, hidden, 3, padding=1))
+        self.blocks = nn.ModuleList(_NormedBlock(hidden) for _ in range(blocks))
+        self.skips = nn.ModuleList(weight_norm(nn.Conv2d(hidden, hidden, 1)) for _ in range(blocks + 1))
+        self.out_norm = nn.BatchNorm2d(hidden)
+        self.output = weight_norm(nn.Conv2d(hidden, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_norm(x)
+        if self.doubled:
+            x = 2 * x
+        h = self.input(torch.relu(torch.cat([x, -x], dim=1)))
+        total = self.skips[0](h)
+        for block, skip in zip(self.blocks, self.skips[1:], strict=True):
+            h = block(h)
+            total = total + skip(h)
+        return self.output(torch.relu(self.out_norm(total)))
+
+
+class _NormedBlock(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = nn.BatchNorm2d(hidden), nn.BatchNorm2d(hidden)
+        self.first = weight_norm(nn.Conv2d(hidden, hidden, 3, padding=1, bias=False))
+        self.second = weight_norm(nn.Conv2d(hidden, hidden, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(torch.relu(self.first_norm(x)))
+        return x + self.second(torch.relu(self.second_norm(h)))
 
 
 class _ResidualBlock(nn.Module):
