@@ -27,7 +27,7 @@ class PCA(nn.Module):
     @classmethod
     def fit(cls, x: Tensor, components: int, whiten: bool = True) -> PCA:
         """The components of most variance, in float64, deterministic. x is [N, *shape], integers or floats, N at least
-        components + 1; Raises ValueError for fewer rows, features or directions of variance."""
+        components + 1. Raises ValueError for fewer rows, features or directions of variance."""
         rows = x.flatten(1).cpu().double()
         most = min(len(rows) - 1, rows.shape[1])
         if not 1 <= components <= most:

@@ -64,7 +64,7 @@ class BernoulliMLP(SoftplusMLP):
         _check_probabilities(value)
         logits = self(x, labels)
         logits = logits.to(compute_dtype(logits))
-        value = value.to(logits.dtype).expand_as(logits)
+        logits, value = torch.broadcast_tensors(logits, value.to(logits.dtype))
         return -F.binary_cross_entropy_with_logits(logits, value, reduction="none").sum(-1)
 
     def mean(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
