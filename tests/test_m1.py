@@ -95,7 +95,7 @@ def test_active_units():
     deviation = model.embed(x).std(0)
     assert deviation[1] < 0.1 < deviation[[0, 2, 3]].min()
     assert model.active_units(x).tolist() == [0, 2, 3]
-    with pytest.raises(ValueError, match="expected one above threshold = 1000000.0; train longer"):
+    with pytest.raises(ValueError, match=r"expected one above threshold = 1000000\.0; train"):
         model.active_units(x, 1e6)
     with pytest.raises(ValueError, match=r"active_units: x has 1 row\(s\), expected at least 2"):
         model.active_units(x[:1])
@@ -147,6 +147,8 @@ def test_stacked_terms():
 def test_the_stack_is_a_bound():
     """Of every x and of every (x, y), whose probabilities are means over draws of the generative model."""
     model, x, rows = _stack(), all_bits(5), 20_000
+    for net in (model.m1.encoder, model.m2.encoder):
+        net.initialize(0.001)  # every q is near its prior: the bounds are near, too
     joint = []
     for k, share in enumerate((0.5, 0.3, 0.2)):
         z2, z1 = torch.randn(rows, 2, dtype=torch.float64), torch.randn(rows, 4, dtype=torch.float64)
@@ -158,9 +160,12 @@ def test_the_stack_is_a_bound():
     repeated = x.repeat(400, 1)
     noise = torch.randn(len(repeated), model.noise_features, dtype=torch.float64)
     log_base, scores = model.class_scores(repeated, noise)
-    error = 0.05  # nats, of the two averages
-    assert (model.elbo(repeated, noise).view(400, 32).mean(0) < joint.sum(1).log() + error).all()
-    assert ((log_base[:, None] + scores).view(400, 32, 3).mean(0) < joint.log() + error).all()
+    error = 0.1  # nats, of the two averages
+    elbo = model.elbo(repeated, noise).view(400, 32).mean(0)
+    of_classes = (log_base[:, None] + scores).view(400, 32, 3).mean(0)
+    assert (elbo < joint.sum(1).log() + error).all()
+    assert (of_classes < joint.log() + error).all()
+    assert elbo.exp().sum() > 0.2
 
 
 def test_only_m2_learns():
