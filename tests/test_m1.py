@@ -199,6 +199,10 @@ def test_bad_stacks():
         M1M2(m1, M2((2,), 3, 2, (4,), "gaussian"), torch.arange(3))
     with pytest.raises(ValueError, match=r"M1M2: units lie in \[0, 4\], expected 0 to 3, M1's latents"):
         M1M2.build(m1, torch.tensor([0, 4]), 3)
+    with pytest.raises(ValueError, match=r"M1M2: units \[1, 1\] name a latent twice"):
+        M1M2.build(m1, torch.tensor([1, 1]), 3)
+    with pytest.raises(ValueError, match="M1M2: m2's likelihood is bernoulli, expected gaussian"):
+        M1M2(m1, M2((3,), 3, 2, (4,)), torch.arange(3))
     with pytest.raises(ValueError, match=r"M1M2: noise has shape \(1, 3\), expected \(1, 154\)"):
         M1M2.build(m1, torch.arange(4), 3).elbo(torch.rand(1, 5), torch.randn(1, 3))
     with pytest.raises(ValueError, match=r"M1\.mnist: preset is 'new'"):

@@ -100,7 +100,7 @@ class ClassBound(nn.Module):
         check_float(name, "noise", noise)
         if noise.shape != (len(x), self.noise_features):
             raise bad_shape(name, "noise", noise, (len(x), self.noise_features))
-        return noise.view(len(x), *shape)
+        return noise.reshape(len(x), *shape)
 
     def _labels(self, y: int | Tensor, rows: int) -> Tensor:
         """y as a label for each row, int64, on the model's device."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastflow.models.class_bound import ClassBound
 from fastflow.models.m1 import M1
 from fastflow.models.m2 import M2
-from fastflow.nn.density_mlp import reparameterized, standard_normal_log_prob
+from fastflow.nn.density_mlp import GaussianMLP, reparameterized, standard_normal_log_prob
 
 
 class M1M2(ClassBound):
@@ -34,6 +34,10 @@ class M1M2(ClassBound):
         if len(units) and not 0 <= int(units.min()) <= int(units.max()) < m1.latent:
             raise ValueError(f"M1M2: units lie in [{int(units.min())}, {int(units.max())}], expected 0 to "
                              f"{m1.latent - 1}, M1's latents")
+        if len(units.unique()) < len(units):
+            raise ValueError(f"M1M2: units {units.tolist()} name a latent twice, expected each once")
+        if not isinstance(m2.decoder, GaussianMLP):
+            raise ValueError("M1M2: m2's likelihood is bernoulli, expected gaussian: latents are real numbers")
         self.m1, self.m2 = m1.requires_grad_(False), m2
         self.shape, self.features, self.classes, self.latent = m1.shape, m1.features, m2.classes, m2.latent
         self.noise_features = m1.noise_features + m2.noise_features
