@@ -9,6 +9,7 @@ from fastflow.data.idx import fashion_mnist, idx, kmnist, mnist, read_idx
 from fastflow.data.images import ImageData
 from fastflow.data.norb import small_norb
 from fastflow.data.omniglot import omniglot, omniglot_small
+from fastflow.data.pca import PCA
 from fastflow.data.split import Split, split_rows
 from fastflow.data.split_file import read_split, write_split
 from fastflow.data.svhn import svhn, svhn_extra
@@ -19,8 +20,8 @@ from fastflow.data.uci import hepmass, miniboone
 from fastflow.data.vectors import VectorData, standardize
 
 __all__ = [
-    "DATA_SETS", "Augmentation", "ImageData", "Split", "VectorData", "ag_news", "augment", "cifar10", "circles",
-    "digits", "eight_gaussians", "fashion_mnist", "hepmass", "idx", "kmnist", "load", "miniboone", "mnist", "moons",
-    "npz", "omniglot", "omniglot_small", "pinwheel", "read_idx", "read_split", "read_table", "small_norb",
-    "split_rows", "standardize", "svhn", "svhn_extra", "tables", "write_split", "yahoo",
+    "DATA_SETS", "PCA", "Augmentation", "ImageData", "Split", "VectorData", "ag_news", "augment", "cifar10",
+    "circles", "digits", "eight_gaussians", "fashion_mnist", "hepmass", "idx", "kmnist", "load", "miniboone",
+    "mnist", "moons", "npz", "omniglot", "omniglot_small", "pinwheel", "read_idx", "read_split", "read_table",
+    "small_norb", "split_rows", "standardize", "svhn", "svhn_extra", "tables", "write_split", "yahoo",
 ]

@@ -6,6 +6,7 @@ from fastflow.nn.channel_mix import ChannelMix
 from fastflow.nn.class_prior import ClassPrior
 from fastflow.nn.conditioners import ConvResidualNet, ResidualMLP, WeightNormResNet
 from fastflow.nn.coupling import AffineCoupling
+from fastflow.nn.density_mlp import BernoulliMLP, GaussianMLP, SoftplusMLP
 from fastflow.nn.dequantize import Dequantize
 from fastflow.nn.dequantize_logit import DequantizeLogit
 from fastflow.nn.diagonal_normal import DiagonalNormal
@@ -23,8 +24,8 @@ from fastflow.nn.squeeze import Squeeze
 from fastflow.nn.sym_log import SymLog
 
 __all__ = [
-    "ActNorm", "AffineCoupling", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet", "Dequantize",
-    "DequantizeLogit", "DiagonalNormal", "ElementwiseAffine", "FactorOut", "Flatten", "FlowClassHead",
-    "FlowSequential", "GaussianClassHead", "Logit", "NoiseStream", "Permutation", "ResidualMLP", "Split", "Squeeze",
-    "SymLog", "WeightNormResNet",
+    "ActNorm", "AffineCoupling", "BernoulliMLP", "Bijection", "ChannelMix", "ClassPrior", "ConvResidualNet",
+    "Dequantize", "DequantizeLogit", "DiagonalNormal", "ElementwiseAffine", "FactorOut", "Flatten",
+    "FlowClassHead", "FlowSequential", "GaussianClassHead", "GaussianMLP", "Logit", "NoiseStream", "Permutation",
+    "ResidualMLP", "SoftplusMLP", "Split", "Squeeze", "SymLog", "WeightNormResNet",
 ]

@@ -2,6 +2,7 @@
 
 from fastflow.ops.act_norm import act_norm, act_norm_statistics
 from fastflow.ops.affine_coupling import affine_coupling, affine_coupling_packed
+from fastflow.ops.binarize import binarize
 from fastflow.ops.channel_map import PLU, QR, Householder, plu
 from fastflow.ops.channel_mix import channel_mix
 from fastflow.ops.class_marginal import class_cross_entropy, class_marginal
@@ -28,7 +29,7 @@ from fastflow.ops.uniform_noise import uniform_noise
 
 __all__ = [
     "PLU", "QR", "Householder", "ScaleMap", "act_norm", "act_norm_statistics", "affine_coupling",
-    "affine_coupling_packed", "channel_mix", "class_cross_entropy", "class_marginal", "dequantize",
+    "affine_coupling_packed", "binarize", "channel_mix", "class_cross_entropy", "class_marginal", "dequantize",
     "dequantize_logit", "elementwise_affine", "factor_out", "factor_out_inverse", "flow_class_marginal",
     "flow_class_scores", "full_gaussian_class_scores", "gaussian_class_cross_entropy", "gaussian_class_marginal",
     "gaussian_class_posterior", "gaussian_class_scores", "logit", "mlp", "permute", "plu", "quantize", "squeeze",
