@@ -1,0 +1,239 @@
+"""A knowledge type of TzK: whether an attribute is present, in which style, and what that says about the data."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastflow.nn import Bijection, ChannelMix, ElementwiseAffine, FlowSequential, Squeeze, SymLog
+
+LOG_VARIANCE = 7.0  # the conditional Gaussians' log-variances are clamped to +- this
+_PRIOR_POINTS = 4096  # quasi-random points of p(C) that p(kappa = 1) is the mean over
+_CANDIDATES = 256  # draws of p(C) of which one becomes a draw of p(C | kappa = 1)
+_CALM = 0.1  # where SymLog is nearly linear
+
+
+class Latent(NamedTuple):
+    """Data T as the trunk has it: z [B, *shape], log|det dZ/dT| [B] and log p(T) [B], nats."""
+
+    z: Tensor
+    log_det: Tensor
+    log_prob: Tensor
+
+
+class Factors(NamedTuple):
+    """The log-factors of T and K = (kappa, C), nats, of equal or broadcasting shapes [*draws, B]."""
+
+    kappa_given_data: Tensor
+    style_given_data: Tensor
+    data_given_knowledge: Tensor
+    kappa_given_style: Tensor
+    style: Tensor
+
+    @property
+    def encoder(self) -> Tensor:
+        """log p(K | T)."""
+        return self.kappa_given_data + self.style_given_data
+
+    @property
+    def decoder(self) -> Tensor:
+        """log p(T | K) + log p(K)."""
+        return self.data_given_knowledge + self.kappa_given_style + self.style
+
+
+def flow_steps(shape: tuple[int, ...], steps: int, tile: int) -> list[Bijection]:
+    """TzK's flow steps on samples of `shape`: a tiled linear map, one scale and shift an element, SymLog.
+
+    shape  (C, H, W): each step mixes tiles of r x r pixels, r = sqrt(tile), in turn neighbours and pixels H / r and
+           W / r apart, by one matrix [C tile, C tile] for all tiles; (D,): one matrix [D, D], `tile` has no meaning
+    tile   16 or 256 in TzK; any square whose root divides H and W. All pixels come to depend on each other if tile is
+           at least H and W; on 32 x 32 pixels a tile of 16 leaves four groups of pixels independent, see `ops.squeeze`
+
+    The matrices start as random rotations.
+    """
+    side = math.isqrt(tile)
+    if side * side != tile or side < 2:
+        raise ValueError(f"TzK: tile is {tile}, expected a square of at least 4, like 16 or 256")
+    image, layers = len(shape) == 3, []
+    channels = shape[0] * (tile if image else 1)
+    for step in range(steps):
+        mix = ChannelMix(channels, "plu", torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q.float())
+        if image:
+            squeeze, undo = (Squeeze(factor=side, interleaved=step % 2 == 1, undo=undo) for undo in (False, True))
+            layers += [squeeze, mix, undo]
+        else:
+            layers.append(mix)
+        layers += [ElementwiseAffine(shape), SymLog()]
+    return layers
+
+
+def regressor(inputs: int, outputs: int, hidden: int = 70) -> nn.Sequential:
+    """4 linear layers with PReLU between them, the last one zero at the start: [*, inputs] to [*, outputs]."""
+    last = nn.Linear(hidden, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.PReLU(), nn.Linear(hidden, hidden), nn.PReLU(),
+                         nn.Linear(hidden, hidden), nn.PReLU(), last)
+
+
+class ConditionalDensity(nn.Module):
+    """p(x | context): a Gaussian whose means and log-variances a regressor makes of the context, through a flow.
+
+    flow      samples [*shape] to the Gaussian's latents
+    contexts  E, the width of a context
+
+    Leading dimensions of x [*draws, B, *shape] and context [*draws, B, E] broadcast; the flow sees x, and the regressor
+    the context, once.
+    """
+
+    def __init__(self, flow: Bijection, shape: tuple[int, ...], contexts: int, hidden: int) -> None:
+        super().__init__()
+        self.flow, self.shape, self.features = flow, shape, math.prod(shape)
+        self.regressor = regressor(contexts, 2 * self.features, hidden)
+
+    def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+        """[*draws, B] log p(x | context), nats."""
+        leading = x.shape[: x.dim() - len(self.shape)]
+        z, log_det = self.flow(x.reshape(-1, *self.shape))
+        mean, log_variance = self._moments(context, z)
+        squares = (z.view(*leading, -1) - mean).square() * torch.exp(-log_variance)
+        energy = 0.5 * (squares + log_variance + math.log(2 * math.pi))
+        return log_det.view(leading) - energy.sum(-1)
+
+    def draw(self, context: Tensor, noise: Tensor) -> Tensor:
+        """[*draws, B, *shape] samples made of standard normal `noise` [*draws, B, prod(shape)], differentiably."""
+        mean, log_variance = self._moments(context, noise)
+        z = mean + torch.exp(0.5 * log_variance) * noise
+        x, _ = self.flow.inverse(z.reshape(-1, *self.shape))
+        return x.view(*z.shape[:-1], *self.shape)
+
+    def _moments(self, context: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.regressor(context).to(like.dtype).chunk(2, dim=-1)
+        return mean, log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE)
+
+
+class Knowledge(nn.Module):
+    """The factors of one knowledge type K = (kappa in {0, 1}, C in R^c) for data T with latents Z.
+
+        p(kappa = 1 | T) = sigmoid(MLP(Z))            p(C | T, kappa = 1)  conditional Gaussian, 4 flow steps
+        p(kappa = 1 | C) = sigmoid(MLP(C))            p(Z | kappa = 1, C)  conditional Gaussian, 4 flow steps
+        p(C | T, kappa = 0) = p(C) = N(0, I_c)        p(T | kappa = 0, C) = p(T)
+
+    shape            of Z, (C, H, W) or (D,)
+    style            c, the width of C
+    hidden           units of the regressors
+    steps, tile      of the two conditional flows, see `flow_steps`
+    penalty          lambda of the type in `TzK.terms`, at least 0
+    positive_weight  of a row with observed kappa = 1, against 1 of any other: balances a rare attribute
+
+    Each step of training draws C and scores Z; so SymLog compresses draws of C, and scored Z: neither can overflow.
+    """
+
+    def __init__(self, shape: tuple[int, ...], style: int = 2, hidden: int = 70, steps: int = 4, tile: int = 16,
+                 penalty: float = 1.0, positive_weight: float = 1.0) -> None:
+        super().__init__()
+        if style < 1:
+            raise ValueError(f"Knowledge: style is {style}, expected at least 1")
+        if penalty < 0 or positive_weight <= 0:
+            raise ValueError(f"Knowledge: penalty is {penalty} and positive_weight {positive_weight}, expected numbers "
+                             "of at least 0 and above 0")
+        features = math.prod(shape)
+        self.style, self.penalty, self.positive_weight = style, penalty, positive_weight
+        self.kappa_given_data = regressor(features, 1, hidden)
+        self.kappa_given_style = regressor(style, 1, hidden)
+        self.style_given_data = ConditionalDensity(_Inverted(_calm_flow(style, steps, tile)), (style,), features, hidden)
+        flow = FlowSequential([*flow_steps(shape, steps, tile), ElementwiseAffine(shape)], shape)
+        self.data_given_style = ConditionalDensity(flow, shape, style, hidden)
+
+    def initialize(self, z: Tensor) -> None:
+        """Starts the flow of p(Z | kappa = 1, C) from latents [B, *shape]; raises ValueError as `ElementwiseAffine`."""
+        self.data_given_style.flow.initialize(z)
+
+    def log_odds(self, z: Tensor, frozen: bool = False) -> Tensor:
+        """[B] log p(kappa = 1 | T) - log p(kappa = 0 | T)."""
+        return _log_odds(self.kappa_given_data, z.flatten(1), frozen)
+
+    def factors(self, data: Latent, style: Tensor, present: bool, frozen: bool = False) -> Factors:
+        """The log-factors of data and C = style [*draws, B, c] for one value of kappa.
+
+        frozen  the discriminators p(kappa | T) and p(kappa | C) pass gradients on, but get none
+        """
+        sign = 1.0 if present else -1.0
+        prior = _standard_normal(style)
+        kappa_given_data = F.logsigmoid(sign * self.log_odds(data.z, frozen))
+        kappa_given_style = F.logsigmoid(sign * _log_odds(self.kappa_given_style, style, frozen))
+        if not present:
+            return Factors(kappa_given_data, prior, data.log_prob, kappa_given_style, prior)
+        style_given_data = self.style_given_data.log_prob(style, data.z.flatten(1))
+        data_given_style = self.data_given_style.log_prob(data.z, style) + data.log_det
+        return Factors(kappa_given_data, style_given_data, data_given_style, kappa_given_style, prior)
+
+    def draw_style(self, z: Tensor, noise: Tensor) -> Tensor:
+        """[*draws, B, c] draws of p(C | T, kappa = 1), made of standard normal noise of that shape."""
+        return self.style_given_data.draw(z.flatten(1), noise)
+
+    def log_joint(self, data: Latent, noise: Tensor) -> Tensor:
+        """[B] log p(T, kappa = 1), C integrated out by importance sampling with proposal p(C | T, kappa = 1).
+
+        noise  standard normal [S, B, c], one draw of C each
+        """
+        factors = self.factors(data, self.draw_style(data.z, noise), present=True)
+        return torch.logsumexp(factors.decoder - factors.style_given_data, 0) - math.log(len(noise))
+
+    def log_present(self) -> Tensor:
+        """log p(kappa = 1), 0-d: the mean of p(kappa = 1 | C) over 4096 quasi-random points of p(C)."""
+        parameter = next(self.parameters())
+        points = torch.quasirandom.SobolEngine(self.style, scramble=True, seed=0).draw(_PRIOR_POINTS, dtype=torch.float64)
+        style = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).to(parameter)
+        return F.logsigmoid(_log_odds(self.kappa_given_style, style)).logsumexp(0) - math.log(_PRIOR_POINTS)
+
+    def sample_style(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+        """[rows, c] draws of p(C | kappa = 1): each is one of 256 of p(C), chosen in proportion to p(kappa = 1 | C)."""
+        parameter = next(self.parameters())
+        options = {"generator": generator, "dtype": parameter.dtype, "device": parameter.device}
+        style = torch.randn(rows, _CANDIDATES, self.style, **options)
+        if rows == 0:
+            return style[:, 0]
+        chosen = torch.multinomial(torch.sigmoid(_log_odds(self.kappa_given_style, style)), 1, generator=generator)
+        return style[torch.arange(rows, device=style.device), chosen[:, 0]]
+
+
+class _Inverted(Bijection):
+    """A flow the other way round."""
+
+    def __init__(self, flow: Bijection) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.flow.inverse(x, context, log_det)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None, log_det: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.flow(z, context, log_det)
+
+
+def _calm_flow(features: int, steps: int, tile: int) -> FlowSequential:
+    """Flow steps that start nearly linear: values enter the first SymLog at a tenth, and leave the last tenfold."""
+    last = ElementwiseAffine((features,))
+    layers = [*flow_steps((features,), steps, tile), last]
+    affine = [layer for layer in layers if isinstance(layer, ElementwiseAffine)]
+    for layer in affine:
+        layer.initialized.fill_(True)
+    nn.init.constant_(affine[0].log_scale, math.log(_CALM))
+    nn.init.constant_(last.log_scale, -math.log(_CALM))
+    return FlowSequential(layers, (features,))
+
+
+def _log_odds(network: nn.Module, x: Tensor, frozen: bool = False) -> Tensor:
+    if frozen:
+        values = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        return torch.func.functional_call(network, values, x).squeeze(-1)
+    return network(x).squeeze(-1)
+
+
+def _standard_normal(x: Tensor) -> Tensor:
+    return -0.5 * (x.square() + math.log(2 * math.pi)).sum(-1)
