@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastflow.nn import Bijection, ChannelMix, ElementwiseAffine, FlowSequential, Squeeze, SymLog
+from fastflow.ops._checks import bad_shape, check_labels
 
 LOG_VARIANCE = 7.0  # the conditional Gaussians' log-variances are clamped to +- this
 _PRIOR_POINTS = 4096  # quasi-random points of p(C) that p(kappa = 1) is the mean over
@@ -61,7 +62,8 @@ def flow_steps(shape: tuple[int, ...], steps: int, tile: int) -> list[Bijection]
     image, layers = len(shape) == 3, []
     channels = shape[0] * (tile if image else 1)
     for step in range(steps):
-        mix = ChannelMix(channels, "plu", torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q.float())
+        square = torch.randn(channels, channels, dtype=torch.float64)
+        mix = ChannelMix(channels, "plu", torch.linalg.qr(square).Q.to(torch.get_default_dtype()))
         if image:
             squeeze, undo = (Squeeze(factor=side, interleaved=step % 2 == 1, undo=undo) for undo in (False, True))
             layers += [squeeze, mix, undo]
@@ -145,7 +147,8 @@ class Knowledge(nn.Module):
         self.style, self.penalty, self.positive_weight = style, penalty, positive_weight
         self.kappa_given_data = regressor(features, 1, hidden)
         self.kappa_given_style = regressor(style, 1, hidden)
-        self.style_given_data = ConditionalDensity(_Inverted(_calm_flow(style, steps, tile)), (style,), features, hidden)
+        calm = _Inverted(_calm_flow(style, steps, tile))
+        self.style_given_data = ConditionalDensity(calm, (style,), features, hidden)
         flow = FlowSequential([*flow_steps(shape, steps, tile), ElementwiseAffine(shape)], shape)
         self.data_given_style = ConditionalDensity(flow, shape, style, hidden)
 
@@ -172,6 +175,37 @@ class Knowledge(nn.Module):
         data_given_style = self.data_given_style.log_prob(data.z, style) + data.log_det
         return Factors(kappa_given_data, style_given_data, data_given_style, kappa_given_style, prior)
 
+    def style_log_odds(self, style: Tensor) -> Tensor:
+        """[*draws, B] log p(kappa = 1 | C) - log p(kappa = 0 | C)."""
+        return _log_odds(self.kappa_given_style, style)
+
+    def compound(self, data: Latent, style: Tensor, present: bool, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        """What the type adds to log M, and its penalty, for one value of kappa, each [B]. Arguments as in `factors`."""
+        factors = self.factors(data, style, present, frozen)
+        log_mean = 0.5 * (factors.encoder + factors.decoder - data.log_prob)
+        return log_mean, self.penalty * (factors.encoder + data.log_prob - factors.decoder).abs()
+
+    def weights(self, kappa: Tensor | None, log_odds: Tensor) -> list[tuple[bool, Tensor]]:
+        """(kappa, its weight [B]) for both values: 1 where observed, else its probability by log_odds [B], detached.
+
+        kappa  integers [B], -1 unknown; None: all of them
+        """
+        probability = torch.sigmoid(log_odds.detach())
+        if kappa is None:
+            return [(True, probability), (False, 1 - probability)]
+        check_labels("TzK", "kappa", kappa, len(log_odds), 2, unlabelled=True)
+        present = torch.where(kappa < 0, probability, (kappa == 1) * self.positive_weight)
+        absent = torch.where(kappa < 0, 1 - probability, (kappa == 0) * 1.0)
+        return [(True, present), (False, absent)]
+
+    def known_style(self, drawn: Tensor, style: Tensor | None) -> Tensor:
+        """C [B, c] where it is known, and `drawn` where it is NaN; None: nowhere known."""
+        if style is None:
+            return drawn
+        if style.shape != drawn.shape:
+            raise bad_shape("TzK", "style", style, tuple(drawn.shape), "NaN where it is unknown")
+        return torch.where(style.isnan(), drawn, style.to(drawn))
+
     def draw_style(self, z: Tensor, noise: Tensor) -> Tensor:
         """[*draws, B, c] draws of p(C | T, kappa = 1), made of standard normal noise of that shape."""
         return self.style_given_data.draw(z.flatten(1), noise)
@@ -186,10 +220,10 @@ class Knowledge(nn.Module):
 
     def log_present(self) -> Tensor:
         """log p(kappa = 1), 0-d: the mean of p(kappa = 1 | C) over 4096 quasi-random points of p(C)."""
-        parameter = next(self.parameters())
-        points = torch.quasirandom.SobolEngine(self.style, scramble=True, seed=0).draw(_PRIOR_POINTS, dtype=torch.float64)
-        style = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).to(parameter)
-        return F.logsigmoid(_log_odds(self.kappa_given_style, style)).logsumexp(0) - math.log(_PRIOR_POINTS)
+        engine = torch.quasirandom.SobolEngine(self.style, scramble=True, seed=0)
+        uniform = engine.draw(_PRIOR_POINTS, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+        style = torch.special.ndtri(uniform).to(next(self.parameters()))
+        return F.logsigmoid(self.style_log_odds(style)).logsumexp(0) - math.log(_PRIOR_POINTS)
 
     def sample_style(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
         """[rows, c] draws of p(C | kappa = 1): each is one of 256 of p(C), chosen in proportion to p(kappa = 1 | C)."""
@@ -198,7 +232,7 @@ class Knowledge(nn.Module):
         style = torch.randn(rows, _CANDIDATES, self.style, **options)
         if rows == 0:
             return style[:, 0]
-        chosen = torch.multinomial(torch.sigmoid(_log_odds(self.kappa_given_style, style)), 1, generator=generator)
+        chosen = torch.multinomial(torch.sigmoid(self.style_log_odds(style)), 1, generator=generator)
         return style[torch.arange(rows, device=style.device), chosen[:, 0]]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastflow.models.class_flow import ClassFlow
 from fastflow.models.knowledge import Knowledge, Latent, flow_steps
 from fastflow.nn import Dequantize, DiagonalNormal, FlowSequential, Logit
-from fastflow.ops._checks import bad_shape, check_labels
+from fastflow.ops._checks import check_labels
 
 _DRAWS = 64  # of C, for likelihoods that integrate it out
 _TRIES = 20  # at draws of T that float32 can hold
@@ -134,11 +134,10 @@ class TzK(ClassFlow):
         for name in self.knowledge if names is None else names:
             type_ = self.knowledge[name]
             eps = style_noise[name] if name in style_noise else data.log_prob.new_empty(len(x), type_.style).normal_()
-            weights = self._weights(name, type_, kappa.get(name), type_.log_odds(data.z))
-            for present, weight in weights.items():
+            for present, weight in type_.weights(kappa.get(name), type_.log_odds(data.z)):
                 drawn = type_.draw_style(data.z, eps) if present else eps
-                parts = _compound(type_, data, self._known(name, drawn, style.get(name)), present, frozen=False)
-                knowledge, penalty = knowledge - weight * parts[0], penalty + weight * parts[1]
+                log_mean, gap = type_.compound(data, type_.known_style(drawn, style.get(name)), present)
+                knowledge, penalty = knowledge - weight * log_mean, penalty + weight * gap
         return {"nll": -data.log_prob.mean(), "knowledge": knowledge.mean(), "penalty": penalty.mean()}
 
     def terms_without_data(self, name: str, rows: int, kappa: Tensor | None = None, style: Tensor | None = None,
@@ -152,15 +151,15 @@ class TzK(ClassFlow):
         that concentrates is what raises log p(T) of its own samples. Raises FloatingPointError as `sample`.
         """
         type_ = self._knowledge("TzK.terms_without_data", name)
-        drawn = self._known(name, self._normal(rows, type_.style), style)
-        weights = self._weights(name, type_, kappa, type_.style_log_odds(drawn))
-        sums = {}
-        for present, weight in weights.items():
-            data = self._imputed(rows, type_, drawn if present else None)
-            parts = _compound(type_, data, drawn, present, frozen=True)
-            for term, value in zip(("nll", "knowledge", "penalty"), (-data.log_prob, -parts[0], parts[1]), strict=True):
-                sums[term] = sums.get(term, 0.0) + weight * value
-        return {term: value.mean() for term, value in sums.items()}
+        style = type_.known_style(self._normal(rows, type_.style), style)
+        nll = knowledge = penalty = torch.zeros_like(style[:, 0])
+        for present, weight in type_.weights(kappa, type_.style_log_odds(style)):
+            given = (type_, style) if present else (None, None)
+            data = self._decoded(self._latent(self._finite_noise("TzK.terms_without_data", rows, *given), *given))
+            log_mean, gap = type_.compound(data, style, present, frozen=True)
+            nll, knowledge = nll - weight * data.log_prob, knowledge - weight * log_mean
+            penalty = penalty + weight * gap
+        return {"nll": nll.mean(), "knowledge": knowledge.mean(), "penalty": penalty.mean()}
 
     def log_conditional(self, x: Tensor, name: str, style: Tensor | None = None, noise: Tensor | None = None, *,
                         draws: int = _DRAWS, generator: torch.Generator | None = None) -> Tensor:
@@ -216,18 +215,19 @@ class TzK(ClassFlow):
         The inverse of SymLog is an exponential, and a stack of them may leave the range of the dtype; such draws are
         made again. Raises FloatingPointError if too many are: the model is too little trained, or too hot.
         """
-        if y is None:
-            return self._image(self._draw(n, None, None, temperature, generator)[1])
-        name = self.class_types[y] if isinstance(y, int) and 0 <= y < len(self.class_types) else y
-        type_ = self._knowledge("TzK.sample", name)
-        if style is None:
-            style = type_.sample_style(n, generator)
-        elif style.shape != (n, type_.style):
-            raise bad_shape("TzK.sample", "style", style, (n, type_.style))
-        return self._image(self._draw(n, type_, style, temperature, generator)[1])
+        type_ = None
+        if y is not None:
+            name = self.class_types[y] if isinstance(y, int) and 0 <= y < len(self.class_types) else y
+            type_ = self._knowledge("TzK.sample", name)
+            style = type_.sample_style(n, generator) if style is None else style
+        if style is not None and (type_ is None or style.shape != (n, type_.style)):
+            raise ValueError(f"TzK.sample: style has shape {tuple(style.shape)}, expected (n, c) of y's type")
+        noise = self._finite_noise("TzK.sample", n, type_, style, temperature, generator)
+        x, _ = self.trunk.inverse(self._latent(noise, type_, style))
+        return x if self.dequantize is None else x.clamp(0, 1)
 
     def _put(self, name: str, is_class: bool, options: Mapping) -> Knowledge:
-        if not name.isidentifier() or name in self.knowledge:
+        if not name.isidentifier() or hasattr(self.knowledge, name):
             raise ValueError(f"TzK: the type's name is {name!r}, expected an identifier that is not among "
                              f"{', '.join(self.knowledge) or 'the other names'}")
         self.knowledge[name] = Knowledge(self.trunk.output_shape(self.shape), **options)
