@@ -102,7 +102,7 @@ class ConditionalDensity(nn.Module):
         leading = x.shape[: x.dim() - len(self.shape)]
         z, log_det = self.flow(x.reshape(-1, *self.shape))
         mean, log_variance = self._moments(context, z)
-        squares = (z.view(*leading, -1) - mean).square() * torch.exp(-log_variance)
+        squares = (z.view(*leading, self.features) - mean).square() * torch.exp(-log_variance)
         energy = 0.5 * (squares + log_variance + math.log(2 * math.pi))
         return log_det.view(leading) - energy.sum(-1)
 
