@@ -10,7 +10,8 @@ from torch.distributions import Normal
 from tzk_cases import grid, images, plane, points
 
 from fastflow.models import TzK, tzk_trunk
-from fastflow.models.knowledge import Knowledge, Latent, regressor
+from fastflow.models.knowledge import Knowledge, Latent
+from fastflow.models.tzk_flows import regressor
 from fastflow.nn import ChannelMix, ElementwiseAffine, SymLog
 
 

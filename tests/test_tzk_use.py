@@ -21,6 +21,10 @@ def test_sampling():
     style = torch.zeros(3, 2)
     cold = model.sample(3, "zero", temperature=0.0, style=style)
     assert torch.allclose(cold, cold[:1].expand(3, 1, 8, 8), atol=1e-5)
+    labels = torch.tensor([0, 1, 0])
+    mixed = model.sample(3, labels, temperature=0.0, style=style)
+    assert torch.allclose(mixed[[0, 2]], cold[:2])
+    assert torch.allclose(mixed[1:2], model.sample(1, "one", temperature=0.0, style=style[:1]))
     other = model.sample(3, "zero", temperature=0.0, style=style + 2)
     assert (other - cold).abs().max() > 1e-4
 
@@ -135,7 +139,12 @@ def test_start_and_saving():
     (lambda m, x: m.terms_without_data("c", 2), ValueError, r"TzK\.terms_without_data: the type is 'c'"),
     (lambda m, x: m.sample(2, 2), ValueError, r"TzK\.sample: the type is 2, expected one of a, b"),
     (lambda m, x: m.sample(2, "a", style=x[:1]), ValueError, r"TzK\.sample: style has shape \(1, 2\)"),
-    (lambda m, x: m.sample(2, style=x), ValueError, r"TzK\.sample: style has shape \(2, 2\), expected \(n, c\) of y's"),
+    (lambda m, x: m.sample(2, style=x), ValueError, r"TzK\.sample: style is given and y is None"),
+    (lambda m, x: m.sample(2, torch.tensor([0, 2])), ValueError, r"TzK\.sample: y has the value 2, expected 0 to 1"),
+    (lambda m, x: m.log_conditional(x, "a", x[:, :1]), ValueError, r"style has shape \(2, 1\), expected \(2, 2\)"),
+    (lambda m, x: m.log_conditional(x, "a", draws=0), ValueError, "TzK: draws is 0, expected at least 1"),
+    (lambda m, x: m.terms_without_data("a", 3, style=x), ValueError, r"style has shape \(2, 2\), expected \(3, 2\)"),
+    (lambda m, x: m.terms(x, style_noise={"a": x[:1]}), ValueError, r"TzK\.terms: style_noise has shape \(1, 2\)"),
     (lambda m, x: m.class_knowledge(torch.tensor([2])), ValueError, "labels has the value 2, expected -1 to 1"),
     (lambda m, x: m.add("a"), ValueError, "TzK: the type's name is 'a', expected an identifier"),
     (lambda m, x: m.add("keys"), ValueError, "TzK: the type's name is 'keys'"),

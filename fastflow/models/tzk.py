@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastflow.models.class_flow import ClassFlow
-from fastflow.models.knowledge import Knowledge, Latent, flow_steps
-from fastflow.nn import Dequantize, DiagonalNormal, FlowSequential, Logit
+from fastflow.models.knowledge import Knowledge, Latent
+from fastflow.models.tzk_flows import tzk_trunk
+from fastflow.nn import Dequantize, DiagonalNormal, FlowSequential
 from fastflow.ops._checks import check_labels
 
 _DRAWS = 64  # of C, for likelihoods that integrate it out
@@ -44,9 +45,8 @@ class TzK(ClassFlow):
         self.dequantize = Dequantize(levels) if levels > 1 else None
         self.base = DiagonalNormal(self.features)
         self.knowledge = torch.nn.ModuleDict()
-        self.class_types: list[str] = []
         for name in types:
-            self._put(name, name in classes, options)
+            self._put(name, options)
         if unknown := [name for name in classes if name not in self.knowledge]:
             raise ValueError(f"TzK: classes has {unknown[0]!r}, expected names of types: {', '.join(types) or 'none'}")
         self.class_types = list(classes)
@@ -80,7 +80,9 @@ class TzK(ClassFlow):
         and `terms(names=[name])` to spend nothing on the others.
         """
         self.requires_grad_(False)
-        return self._put(name, is_class, options).to(self.base.rho)
+        added = self._put(name, options).to(self.base.rho)
+        self.class_types += [name] if is_class else []
+        return added
 
     def initialize(self, x: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> None:
         """Starts every data-dependent layer that has not started from the batch; labels are not used.
@@ -123,7 +125,8 @@ class TzK(ClassFlow):
         style_noise  standard normal [B, c] for any of the types, which make these draws; left out: drawn
         names        of the types that count, by default all
 
-        Returns nll, -mean log p(T); knowledge, what else is in -mean log M; penalty. Raises as the checks of labels do.
+        Returns nll, -mean log p(T); knowledge, what else is in -mean log M; penalty. Raises TypeError or ValueError
+        naming the argument.
         """
         data = self.encode(x, noise)
         kappa, style, style_noise = kappa or {}, style or {}, style_noise or {}
@@ -133,10 +136,13 @@ class TzK(ClassFlow):
         knowledge = penalty = torch.zeros_like(data.log_prob)
         for name in self.knowledge if names is None else names:
             type_ = self.knowledge[name]
-            eps = style_noise[name] if name in style_noise else data.log_prob.new_empty(len(x), type_.style).normal_()
+            if name in style:
+                type_.check_style("TzK.terms", "style", style[name], len(x))
+            eps = style_noise[name] if name in style_noise else self._normal(len(x), type_.style)
+            type_.check_style("TzK.terms", "style_noise", eps, len(x))
             for present, weight in type_.weights(kappa.get(name), type_.log_odds(data.z)):
                 drawn = type_.draw_style(data.z, eps) if present else eps
-                log_mean, gap = type_.compound(data, type_.known_style(drawn, style.get(name)), present)
+                log_mean, gap = type_.compound(data, _fill(style.get(name), drawn), present)
                 knowledge, penalty = knowledge - weight * log_mean, penalty + weight * gap
         return {"nll": -data.log_prob.mean(), "knowledge": knowledge.mean(), "penalty": penalty.mean()}
 
@@ -151,7 +157,9 @@ class TzK(ClassFlow):
         that concentrates is what raises log p(T) of its own samples. Raises FloatingPointError as `sample`.
         """
         type_ = self._knowledge("TzK.terms_without_data", name)
-        style = type_.known_style(self._normal(rows, type_.style), style)
+        if style is not None:
+            type_.check_style("TzK.terms_without_data", "style", style, rows)
+        style = _fill(style, self._normal(rows, type_.style))
         nll = knowledge = penalty = torch.zeros_like(style[:, 0])
         for present, weight in type_.weights(kappa, type_.style_log_odds(style)):
             given = (type_, style) if present else (None, None)
@@ -172,6 +180,7 @@ class TzK(ClassFlow):
         type_ = self._knowledge("TzK.log_conditional", name)
         data = self.encode(x, noise)
         if style is not None:
+            type_.check_style("TzK.log_conditional", "style", style, len(x))
             return type_.data_given_style.log_prob(data.z, style) + data.log_det
         return self._log_joint(data, type_, draws, generator) - type_.log_present()
 
@@ -204,11 +213,11 @@ class TzK(ClassFlow):
         return (self.features * math.log(self.levels) - log_prob) / ((pixels or self.features) * math.log(2))
 
     @torch.no_grad()
-    def sample(self, n: int, y: int | str | None = None, temperature: float = 1.0,
+    def sample(self, n: int, y: int | str | Tensor | None = None, temperature: float = 1.0,
                generator: torch.Generator | None = None, style: Tensor | None = None) -> Tensor:
         """[n, *shape] draws of T, C first, then Z, then T; images in [0, 1].
 
-        y            a class, or a type's name: of p(T | kappa = 1); None: of p(T)
+        y            a class, or a type's name, for all, or classes [n]: of p(T | kappa = 1); None: of p(T)
         temperature  multiplies the standard deviations of Z
         style        C [n, c]; None: drawn from p(C | kappa = 1)
 
@@ -216,23 +225,29 @@ class TzK(ClassFlow):
         made again. Raises FloatingPointError if too many are: the model is too little trained, or too hot.
         """
         type_ = None
+        if isinstance(y, Tensor):
+            check_labels("TzK.sample", "y", y, n, len(self.class_types), unlabelled=False)
+            images = self._normal(n, *self.shape)
+            for k in y.unique().tolist():
+                given = None if style is None else style[y == k]
+                images[y == k] = self.sample(int((y == k).sum()), k, temperature, generator, given)
+            return images
         if y is not None:
             name = self.class_types[y] if isinstance(y, int) and 0 <= y < len(self.class_types) else y
             type_ = self._knowledge("TzK.sample", name)
             style = type_.sample_style(n, generator) if style is None else style
-        if style is not None and (type_ is None or style.shape != (n, type_.style)):
-            raise ValueError(f"TzK.sample: style has shape {tuple(style.shape)}, expected (n, c) of y's type")
+            type_.check_style("TzK.sample", "style", style, n)
+        elif style is not None:
+            raise ValueError("TzK.sample: style is given and y is None, expected a class or a type that has the style")
         noise = self._finite_noise("TzK.sample", n, type_, style, temperature, generator)
         x, _ = self.trunk.inverse(self._latent(noise, type_, style))
         return x if self.dequantize is None else x.clamp(0, 1)
 
-    def _put(self, name: str, is_class: bool, options: Mapping) -> Knowledge:
+    def _put(self, name: str, options: Mapping) -> Knowledge:
         if not name.isidentifier() or hasattr(self.knowledge, name):
             raise ValueError(f"TzK: the type's name is {name!r}, expected an identifier that is not among "
                              f"{', '.join(self.knowledge) or 'the other names'}")
         self.knowledge[name] = Knowledge(self.trunk.output_shape(self.shape), **options)
-        if is_class:
-            self.class_types.append(name)
         return self.knowledge[name]
 
     def _knowledge(self, op: str, name: object) -> Knowledge:
@@ -245,6 +260,8 @@ class TzK(ClassFlow):
         return x.to(dtype) if self.dequantize is None else self.dequantize(x, noise, dtype=dtype)
 
     def _log_joint(self, data: Latent, type_: Knowledge, draws: int, generator: torch.Generator | None) -> Tensor:
+        if draws < 1:
+            raise ValueError(f"TzK: draws is {draws}, expected at least 1")
         return type_.log_joint(data, self._normal(draws, len(data.z), type_.style, generator=generator))
 
     def _normal(self, *shape: int, generator: torch.Generator | None = None) -> Tensor:
@@ -278,16 +295,6 @@ class TzK(ClassFlow):
         return Latent(z, log_det, log_det + self.base.log_prob(z.flatten(1)))
 
 
-def tzk_trunk(image: Sequence[int], *, steps: int = 10, tile: int = 16, alpha: float | None = 0.05,
-              reversible: bool = False) -> FlowSequential:
-    """TzK's trunk, [B, *image] to the same shape: `steps` flow steps on one level, as `flow_steps` has them.
-
-    image       (C, H, W), or (D,) of continuous vectors
-    alpha       of the logit that comes first, as in RealNVP, and keeps T in [0, 1]; None: no logit, T in R^D
-    reversible  trains in memory that does not grow with depth; see `FlowSequential`
-
-    32 x 32 with 10 steps and a tile of 16 has 25,760 parameters. Source: Livne and Fleet 2018, arXiv 1811.01837.
-    """
-    image = tuple(image)
-    first = [] if alpha is None else [Logit(alpha)]
-    return FlowSequential([*first, *flow_steps(image, steps, tile)], image, reversible=reversible)
+def _fill(style: Tensor | None, drawn: Tensor) -> Tensor:
+    """C where it is known, and `drawn` where it is NaN; None: nowhere known."""
+    return drawn if style is None else torch.where(style.isnan(), drawn, style.to(drawn))
