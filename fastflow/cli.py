@@ -72,7 +72,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _new(args: argparse.Namespace) -> tuple["Config", Path | None]:
     """The configuration of a new run, and the folder if it was named."""
-    from fastflow.training.config import load_config
+    from fastflow.training.config_file import load_config
 
     if args.config.is_dir():
         raise ValueError(f"{args.config} is a folder, expected a YAML file; add --resume to go on with a run")
@@ -81,7 +81,7 @@ def _new(args: argparse.Namespace) -> tuple["Config", Path | None]:
 
 def _resumed(args: argparse.Namespace) -> tuple["Config", Path]:
     """The configuration of the run to go on with, and its folder."""
-    from fastflow.training.config import load_config
+    from fastflow.training.config_file import load_config
     from fastflow.training.run import CONFIG, newest_run
 
     if args.config.is_dir():

@@ -19,7 +19,7 @@ from tiny_flow import TinyFlow
 
 from fastflow.training import checkpoint, train
 from fastflow.training.build import load_data
-from fastflow.training.config import parse_config
+from fastflow.training.config_file import parse_config
 
 
 def serve() -> None:

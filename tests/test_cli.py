@@ -82,7 +82,7 @@ def test_new_runs_get_names_of_their_own(work, capsys):
 def test_progress_says_whether_it_is_held_out(work, capsys):
     for hold_out, name in (("true", "held-out"), ("false", "unlabelled training")):
         assert call("train", "small.yaml", "--no-figures", "--set", "steps=1", f"data.hold_out={hold_out}") == 0
-        assert f"step 1: {name} images: error" in capsys.readouterr().out
+        assert f"step 1: {name} rows: error" in capsys.readouterr().out
 
 
 def test_set_changes_the_configuration(work):
@@ -217,7 +217,7 @@ def test_pretrained_models_are_evaluated_sampled_and_trained_on(tmp_path, monkey
 def test_a_model_without_classes_is_trained_resumed_evaluated_sampled_and_drawn(work, capsys):
     assert call("train", "small.yaml", "--set", *WITHOUT_CLASSES, "--out", "flow") == 0
     printed = "".join(capsys.readouterr())
-    assert "held-out images: bits/dim" in printed
+    assert "held-out rows: bits/dim" in printed
     assert "error" not in printed
     assert {path.name for path in Path("flow/figures").iterdir()} == {"curves.png", "samples-seed-0.png"}
     whole = outcome(work / "flow")

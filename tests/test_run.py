@@ -10,7 +10,8 @@ import torch
 
 from fastflow.training import checkpoint
 from fastflow.training.checkpoint import Checkpoint, latest, load_checkpoint, prune, save_checkpoint, step_folder
-from fastflow.training.config import Config, _keys, dump_config, load_config, parse_config
+from fastflow.training.config import Config
+from fastflow.training.config_file import _keys, dump_config, load_config, parse_config
 from fastflow.training.record import Recorder, read_metrics
 from fastflow.training.results import table
 from fastflow.training.run import newest_run

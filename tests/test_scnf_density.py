@@ -10,11 +10,12 @@ from scnf_cases import batch, small
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from fastflow.data import digits
 from fastflow.models import SCNF, ClassFlow, conditional_flow
 from fastflow.nn import ConvResidualNet, FlowClassHead, ResidualMLP
 from fastflow.ops import class_marginal, uniform_noise
 from fastflow.training.build import build_model
-from fastflow.training.config import load_config
+from fastflow.training.config_file import load_config
 
 
 def _parameters(module: nn.Module) -> int:
@@ -37,7 +38,7 @@ def test_golden_sizes():
 
 def test_digits_is_the_model_of_its_configuration():
     config = load_config(Path(__file__).parents[1] / "configs/digits.yaml").model
-    trained, model = build_model(config, (1, 8, 8), 17, 10), SCNF.digits(prior=config.prior)
+    trained, model = build_model(config, digits().describe()), SCNF.digits(prior=config.prior)
     shapes, expected = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, trained))
     assert shapes == expected
     assert repr(model) == repr(trained)  # which says dropout and scale maps too

@@ -9,7 +9,7 @@ from tiny_flow import SMALL
 
 from fastflow.data import Split, digits, moons, read_split, split_rows, write_split
 from fastflow.training.build import split
-from fastflow.training.config import parse_config
+from fastflow.training.config_file import parse_config
 
 
 def same(one: Split, other: Split) -> bool:

@@ -9,7 +9,8 @@ from tiny_flow import SMALL, TinyFlow
 
 from fastflow.data import ImageData, Split
 from fastflow.training.batches import Batches
-from fastflow.training.config import LossConfig, OptimizerConfig, ScheduleConfig, ViewConfig, parse_config
+from fastflow.training.config import LossConfig, OptimizerConfig, ScheduleConfig, ViewConfig
+from fastflow.training.config_file import parse_config
 from fastflow.training.evaluate import evaluate
 from fastflow.training.loss import likelihood_loss, view_loss
 from fastflow.training.optimizer import WeightAverage, build_optimizer, lr_factor
@@ -79,7 +80,7 @@ def test_batches_are_a_function_of_seed_and_step():
     first, again, other = make_batches(), make_batches(), make_batches(seed=1)
     for step in (0, 7):
         a, b = first(step), again(step)
-        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "labels", "noise"))
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("x", "labels", "noise"))
     assert not torch.equal(first(0).noise, first(1).noise)
     assert not np.array_equal(first.rows(0), first.rows(1))
     assert not np.array_equal(first.rows(0), other.rows(0))
@@ -130,10 +131,10 @@ def test_batches_have_views_where_the_loss_uses_them():
     batches = make_batches(loss={"view": 1.0})
     batch, again = batches(3), make_batches(loss={"view": 1.0})(3)
     assert batch.views.dtype == torch.uint8
-    assert batch.views.shape == batch.images.shape
-    assert not torch.equal(batch.views, batch.images)
+    assert batch.views.shape == batch.x.shape
+    assert not torch.equal(batch.views, batch.x)
     assert torch.equal(batch.views, again.views)
-    assert torch.equal(batch.images, make_batches()(3).images)
+    assert torch.equal(batch.x, make_batches()(3).x)
     assert not torch.equal(batch.noise, batch.view_noise)
 
 

@@ -36,6 +36,14 @@ class ImageData:
             )
 
     @property
+    def train_x(self) -> Tensor:
+        return self.train_images
+
+    @property
+    def test_x(self) -> Tensor:
+        return self.test_images
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return tuple(self.train_images.shape[1:])

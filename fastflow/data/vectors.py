@@ -34,6 +34,16 @@ class VectorData:
                 f"expected {self.train_features.shape[1]} as train_features"
             )
 
+    levels = 1  # as many grey levels as continuous data have, see `ClassFlow`
+
+    @property
+    def train_x(self) -> Tensor:
+        return self.train_features
+
+    @property
+    def test_x(self) -> Tensor:
+        return self.test_features
+
     @property
     def shape(self) -> tuple[int]:
         """(D,) of one vector."""

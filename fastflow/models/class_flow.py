@@ -7,23 +7,27 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastflow.ops._checks import check_labels
+from fastflow.nn import Dequantize
+from fastflow.ops._checks import check_float, check_labels
 
 
 class ClassFlow(nn.Module):
     """A density of data x and classes y, given by `class_scores`. Units are nats; x is [B, ...].
 
-    A subclass sets `features` (D, the dimensions of one x), `classes` (K) and `levels` (grey levels of an image, 1 for
-    continuous data), and defines `class_scores`. Densities of images are those of the dequantised image in [0, 1]^D.
+    A subclass sets `features` (D, the dimensions of one x), `classes` (K), `levels` (grey levels of an image, 1 for
+    continuous data) and `dequantize` (None for continuous data), and defines `class_scores`. Densities of images are
+    those of the dequantised image in [0, 1]^D.
     K = 1 is a model without classes, a density of x alone: G [B, 1] is then a part of log p(x).
 
-    x       integer grey levels 0 .. levels - 1, or floats in [0, 1], taken as already dequantised
+    x       integer grey levels 0 .. levels - 1, or floats in [0, 1], taken as already dequantised; with 1 level any
+            floats, taken as they are
     noise   of x's shape, uniform in [0, 1), for integer x; None: 1/2, deterministic. See `ops.uniform_noise`
     """
 
     features: int
     classes: int
     levels: int = 1
+    dequantize: Dequantize | None
 
     def class_scores(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(log_base [B], G [B, K]) with log p(x, y = k) = log_base + G[k]; G contains log p(y = k)."""
@@ -50,6 +54,16 @@ class ClassFlow(nn.Module):
     def bits_per_dim(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B] log2(levels) - log2 p(x) / D: bits for one dimension of the quantised x."""
         return (math.log(self.levels) - self.log_prob(x, noise) / self.features) / math.log(2)
+
+    def _continuous(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        """x as floats of the model's dtype: images dequantised, continuous data as they are."""
+        dtype = next(self.parameters()).dtype
+        if self.dequantize is not None:
+            return self.dequantize(x, noise, dtype=dtype)
+        check_float(type(self).__name__, "x", x)
+        if noise is not None:
+            raise ValueError(f"{type(self).__name__}: noise is given for continuous data (levels 1), expected None")
+        return x.to(dtype)
 
     def _labels(self, name: str, y: int | Tensor, rows: int) -> Tensor:
         """y, one label or labels [rows], as a label for each row, on the model's device."""

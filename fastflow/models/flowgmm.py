@@ -14,7 +14,7 @@ from fastflow.models.class_means import antipodal_means, circle_means, class_ave
 from fastflow.models.trunks import real_nvp_trunk, tabular_trunk
 from fastflow.nn import Dequantize, FlowSequential, GaussianClassHead
 from fastflow.ops import gaussian_class_scores
-from fastflow.ops._checks import check_float, check_labels
+from fastflow.ops._checks import check_labels
 
 MEANS = ("data", "latents", "latent_of_mean", "rows")
 
@@ -210,15 +210,6 @@ class FlowGMM(ClassFlow):
         """The data [B, *shape] of latents z [B, D]; images are clamped to [0, 1]."""
         x, _ = self.trunk.inverse(z.view(len(z), *self.trunk.output_shape(self.shape)))
         return x if self.levels == 1 else x.clamp(0, 1)
-
-    def _continuous(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        dtype = self.head.means.dtype
-        if self.dequantize is not None:
-            return self.dequantize(x, noise, dtype=dtype)
-        check_float("FlowGMM", "x", x)
-        if noise is not None:
-            raise ValueError("FlowGMM: noise is given for continuous data (levels 1), expected None")
-        return x.to(dtype)
 
     def _latents(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         z, log_det = self.trunk(self._continuous(x, noise))

@@ -22,7 +22,7 @@ class SCNF(ClassFlow):
     trunk        flow of images [B, *shape] to vectors [B, D], its tail z_f; see `conv_trunk`
     head         `FlowClassHead` (SCNF-GLOW) or `GaussianClassHead` (SCNF-GMM) on the last `head.features` latents; with
                  one class the model is a plain flow, without classes
-    levels       grey levels of the images, at least 2
+    levels       grey levels of images; 1 for continuous data, which is taken as it is
     learn_scale  of the base of z_aux, see `DiagonalNormal`
 
     The trunk runs once a row, the head once for all rows and classes. Raises ValueError if head and trunk do not fit.
@@ -38,7 +38,7 @@ class SCNF(ClassFlow):
         if head.features > self.features:
             raise ValueError(f"SCNF: head describes {head.features} features, expected at most the trunk's "
                              f"{self.features}")
-        self.dequantize = Dequantize(levels)
+        self.dequantize = None if levels == 1 else Dequantize(levels)
         self.trunk = trunk
         self.head = head
         self.aux_base = DiagonalNormal(self.features - head.features, learn_scale)
@@ -46,9 +46,9 @@ class SCNF(ClassFlow):
     @classmethod
     def build(cls, image: Sequence[int], levels: int, classes: int, *, trunk: Mapping, head: Mapping,
               prior: str | Sequence[float] | Tensor = "uniform") -> SCNF:
-        """SCNF on images of any size, trunk and head each given as a mapping of its kind and its keywords.
+        """SCNF on images of any size or on vectors, trunk and head each given as its kind and its keywords.
 
-        image  (C, H, W)
+        image  (C, H, W), or (D,)
         trunk  kind "conv" for `conv_trunk`, "vector" for `vector_trunk`
         head   on the last scale: kind "flow" for `conditional_flow` (and context_features, threshold of
                `FlowClassHead`), "gaussian" for one Gaussian a class (covariance of `GaussianClassHead`), "normal" for a
@@ -176,9 +176,6 @@ class SCNF(ClassFlow):
         labels = self.head.scores(z_f).argmax(1) if y is None else self._labels("embed", y, len(x))
         return z_f, self.head.encode(z_f, labels)
 
-    def _continuous(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        return self.dequantize(x, noise, dtype=next(self.parameters()).dtype)
-
     def _latents(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(z_aux [B, a], z_f [B, d], log_det [B]) of the trunk."""
         z, log_det = self.trunk(self._continuous(x, noise))
@@ -187,7 +184,8 @@ class SCNF(ClassFlow):
 
     def _image(self, z_aux: Tensor, z_f: Tensor) -> Tensor:
         z = torch.cat([z_aux, z_f], dim=1)
-        return self.trunk.inverse(z.view(len(z), *self.trunk.output_shape(self.shape)))[0].clamp(0, 1)
+        x, _ = self.trunk.inverse(z.view(len(z), *self.trunk.output_shape(self.shape)))
+        return x if self.levels == 1 else x.clamp(0, 1)
 
 
 def _flow_head(features: int, classes: int, context_features: int | None = None, threshold: float | None = None, *,

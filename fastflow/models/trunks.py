@@ -74,14 +74,17 @@ def conv_trunk(image: Sequence[int], *, scales: int = 3, masked_steps: int = 3, 
 
 
 def vector_trunk(image: Sequence[int], *, scales: int = 2, steps: int = 4, hidden: int = 128, blocks: int = 1,
-                 dropout: float = 0.0, alpha: float = 0.05, reversible: bool = False) -> FlowSequential:
-    """A multi-scale flow of flattened images with `ResidualMLP`s, for images too small for convolutions.
+                 dropout: float = 0.0, alpha: float | None = 0.05, reversible: bool = False) -> FlowSequential:
+    """A multi-scale flow of vectors, or flattened images too small for convolutions, with `ResidualMLP`s.
 
     Logit, flatten, then at each scale `steps` times (norm, mix, coupling of both halves), factor out; the last scale
-    does not factor out, and is z_f. z [B, D] = [z_aux | z_f].
+    does not factor out, and is z_f. z [B, D] = [z_aux | z_f]. Without steps a head on one scale makes all of the flow.
+
+    image  (C, H, W), or (D,)
+    alpha  of the logit; None: no logit, for continuous data
     """
     features = math.prod(image)
-    layers: list[nn.Module] = [Logit(alpha), Flatten(tuple(image))]
+    layers: list[nn.Module] = [*([] if alpha is None else [Logit(alpha)]), Flatten(tuple(image))]
 
     def net(inputs: int, outputs: int) -> ResidualMLP:
         return ResidualMLP(inputs, outputs, hidden, blocks, dropout)

@@ -1,52 +1,85 @@
 """The batch of a step: which rows, how they move. A function of (seed, step), so that a resumed run draws the same."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastflow.data import ImageData, Split
+from fastflow.data import Augmentation, Split, augment
+from fastflow.data.augment import NUMBERS as AUGMENT_NUMBERS
+from fastflow.training.build import Data
 from fastflow.training.config import Config
-from fastflow.training.randomness import DEQUANTIZE, DEQUANTIZE_VIEW, ROWS, VIEW, host_generator, uniform
+from fastflow.training.randomness import (
+    AUGMENT,
+    DEQUANTIZE,
+    DEQUANTIZE_OTHER,
+    DEQUANTIZE_VIEW,
+    OTHER,
+    ROWS,
+    VIEW,
+    host_generator,
+    uniform,
+)
 from fastflow.training.views import NUMBERS, affine_views, normal_numbers
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` uint8 [B, C, H, W], `labels` int64 [B] (-1 = unlabelled), `noise` in [0, 1) to dequantise them with.
+    """`x` [B, *shape] as the data store it, `labels` int64 [B] (-1 = unlabelled), `rows` int64 [B] of the training set.
 
-    `views` and `view_noise` are the same of a moved copy of the images, where the loss uses one.
+    `noise` of x's shape in [0, 1) dequantises grey levels; None for continuous data. `views` and `view_noise` are the
+    same of a moved copy that shares only its class with x, `other` and `other_noise` of a second augmentation, where
+    the loss uses one. `groups` int64 [B] where the data have groups.
     """
 
-    images: Tensor
+    source: Batches
+    step: int
+    rows: Tensor
+    x: Tensor
     labels: Tensor
-    noise: Tensor
+    noise: Tensor | None
     views: Tensor | None = None
     view_noise: Tensor | None = None
+    other: Tensor | None = None
+    other_noise: Tensor | None = None
+    groups: Tensor | None = None
+
+    def uniform(self, shape: tuple[int, ...], stream: int) -> Tensor:
+        """Noise in [0, 1) that (seed, step, place in the batch) determine."""
+        return self.source.uniform(shape, stream, self.step)
 
 
 class Batches:
     """Batches of a training set with a share of its labels, drawn with replacement.
 
     A row is labelled with probability w / (w + 1), w = `sampling.labelled` being the labelled rows' total weight.
+    EM's M-steps on one batch are given the same one again.
     """
 
-    def __init__(self, data: ImageData, split: Split, config: Config, seed: int, device: torch.device):
-        sampling = config.sampling
+    def __init__(self, data: Data, split: Split, config: Config, seed: int, device: torch.device):
+        sampling, self.loss, self.augmentation = config.sampling, config.loss, config.augmentation
         labelled = sampling.labelled if len(split.labelled) else 0.0
         unlabelled = 1.0 if len(split.unlabelled) else 0.0
         if labelled + unlabelled == 0.0:
             raise ValueError("sampling: no row has weight; raise sampling.labelled or lower data.monitor")
         loss = config.loss
-        if unlabelled == loss.labelled == loss.classification == loss.view == 0.0:
+        if unlabelled == loss.labelled == loss.classification == loss.view == loss.consistency == 0.0:
             raise ValueError("loss.labelled is 0.0, expected more: every row is labelled, and no row has a loss")
+        if data.levels == 1 and (loss.uses_views or loss.consistency or self.augmentation.moves):
+            raise ValueError(f"loss and augmentation move images, but {data.name} has vectors; leave views, pseudo, "
+                             "consistency and augmentation out")
         self.share = labelled / (labelled + unlabelled)
         visible = torch.full_like(data.train_labels, -1)
         visible[split.labelled] = data.train_labels[split.labelled]
-        self.images, self.labels = data.train_images.to(device), visible.to(device)
+        self.x, self.labels = data.train_x.to(device), visible.to(device)
+        groups = getattr(data, "train_groups", None)
+        self.groups = None if groups is None else groups.to(device)
         self.split, self.seed, self.device = split, seed, device
-        self.size, self.loss, self.levels = sampling.batch, config.loss, data.levels
+        self.size, self.levels = sampling.batch, data.levels
+        self.repeats = loss.em_steps if loss.em_refresh == "batch" else 1
         self._places = torch.arange(sampling.batch, device=device)
 
     def rows(self, step: int) -> np.ndarray:
@@ -59,13 +92,31 @@ class Batches:
         rows[~from_labelled] = unlabelled[(place[~from_labelled] * len(unlabelled)).astype(np.int64)]
         return rows
 
+    def uniform(self, shape: tuple[int, ...], stream: int, step: int) -> Tensor:
+        return uniform(shape, seed=self.seed, stream=stream, step=step, rows=self._places)
+
     def __call__(self, step: int) -> Batch:
+        step -= step % self.repeats
         rows = torch.from_numpy(self.rows(step)).to(self.device, non_blocking=True)
-        images, labels = self.images[rows], self.labels[rows]
-        key = {"seed": self.seed, "step": step, "rows": self._places}
-        noise = uniform(images.shape, stream=DEQUANTIZE, **key)
-        if not self.loss.uses_views:
-            return Batch(images, labels, noise)
-        numbers = normal_numbers(uniform((len(rows), NUMBERS), stream=VIEW, **key))
-        views = affine_views(images, numbers, self.loss.views, self.levels)
-        return Batch(images, labels, noise, views, uniform(images.shape, stream=DEQUANTIZE_VIEW, **key))
+        stored, labels = self.x[rows], self.labels[rows]
+        batch = {"source": self, "step": step, "rows": rows, "labels": labels}
+        if self.groups is not None:
+            batch["groups"] = self.groups[rows]
+        if self.levels == 1:
+            return Batch(x=stored, noise=None, **batch)
+        x = self._augmented(stored, AUGMENT, step)
+        batch |= {"x": x, "noise": self.uniform(x.shape, DEQUANTIZE, step)}
+        if self.loss.uses_views:
+            numbers = normal_numbers(self.uniform((len(rows), NUMBERS), VIEW, step))
+            batch["views"] = affine_views(x, numbers, self.loss.views, self.levels)
+            batch["view_noise"] = self.uniform(x.shape, DEQUANTIZE_VIEW, step)
+        if self.loss.consistency:
+            batch["other"] = self._augmented(stored, OTHER, step)
+            batch["other_noise"] = self.uniform(x.shape, DEQUANTIZE_OTHER, step)
+        return Batch(**batch)
+
+    def _augmented(self, images: Tensor, stream: int, step: int) -> Tensor:
+        if not self.augmentation.moves:
+            return images
+        numbers = self.uniform((len(images), AUGMENT_NUMBERS), stream, step)
+        return augment(images, numbers, Augmentation(**self.augmentation.model_dump()))

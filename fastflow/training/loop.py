@@ -1,4 +1,4 @@
-"""The training loop: the same for every system, for it sees nothing of a model but `class_scores`."""
+"""The training loop: the same for every system."""
 
 import signal
 import threading
@@ -6,32 +6,17 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from fastflow.training.batches import Batch, Batches
 from fastflow.training.config import Config
-from fastflow.training.loss import likelihood_loss, view_loss
+from fastflow.training.evaluate import summary
+from fastflow.training.objectives import OBJECTIVES
 from fastflow.training.optimizer import lr_factor, set_lr
 from fastflow.training.randomness import seed_dropout
 from fastflow.training.record import Recorder, require_finite
 from fastflow.training.state import TrainingState
-
-Objective = Callable[[TrainingState, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
-
-
-def likelihood(state: TrainingState, batch: Batch, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective of every exact system. Another objective is another function of this signature: it returns the
-    scalar loss and what to log of it (0-d tensors, no gradient), and reads nothing back to the host."""
-    if batch.views is None:
-        log_base, scores = state.model.class_scores(batch.images, noise=batch.noise)
-        return likelihood_loss(log_base, scores, batch.labels, config.loss)
-    images, noise = torch.cat([batch.images, batch.views]), torch.cat([batch.noise, batch.view_noise])
-    log_base, scores = state.model.class_scores(images, noise=noise)
-    rows = len(batch.images)
-    loss, parts = likelihood_loss(log_base[:rows], scores[:rows], batch.labels, config.loss)
-    more, more_parts = view_loss(scores[:rows], scores[rows:], batch.labels, config.loss, state.step)
-    return loss + more, parts | more_parts
 
 
 def fit(
@@ -43,7 +28,6 @@ def fit(
     monitor: Callable[[nn.Module], dict | None],
     save: Callable[[], None],
     title: str,
-    objective: Objective = likelihood,
 ) -> None:
     """Takes `state` from the step it is at to `config.steps`.
 
@@ -54,23 +38,21 @@ def fit(
     state.model.train()
     size = config.sampling.batch
     bar = tqdm(
-        total=config.steps * size, initial=state.step * size, desc=title, unit=" images", unit_scale=True, disable=None
+        total=config.steps * size, initial=state.step * size, desc=title, unit=" rows", unit_scale=True, disable=None
     )
     clock = Stopwatch()
     with bar, Interrupts() as interrupts:
         while state.step < config.steps:
             with clock:
                 seed_dropout(batches.seed, state.step, batches.device)
-                take_step(state, batches(state.step), config, objective)
+                take_step(state, batches(state.step), config)
                 bar.update(size)
                 if _due(state, config, config.log_every):
                     bar.set_postfix_str(_log(state, recorder, clock, size))
             if _due(state, config, config.evaluate_every) and (figures := monitor(state.served)):
                 recorder.write(state.step, "monitor", figures)
                 kind = "held-out" if config.data.hold_out else "unlabelled training"
-                error = f"error {figures['error']:.2f} %, " if "error" in figures else ""
-                bits = f"bits/dim {figures['bits_per_dim']:.4f}"
-                bar.write(f"{title}: step {state.step}: {kind} images: {error}{bits}")
+                bar.write(f"{title}: step {state.step}: {kind} rows: {summary(figures)}")
             if _due(state, config, config.checkpoint_every) or interrupts.received:
                 _check_finite(state)
                 save()
@@ -78,10 +60,10 @@ def fit(
                 raise KeyboardInterrupt
 
 
-def take_step(state: TrainingState, batch: Batch, config: Config, objective: Objective = likelihood) -> None:
+def take_step(state: TrainingState, batch: Batch, config: Config) -> None:
     """One update of weights and average on one batch; nothing is read back to the host."""
-    set_lr(state.optimizer, config.optimizer.lr * lr_factor(config.schedule, state.step, config.steps))
-    loss, parts = objective(state, batch, config)
+    set_lr(state.optimizer, lr_factor(config.schedule, state.step, config.steps))
+    loss, parts = OBJECTIVES[config.model.kind](state, batch, config)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if config.optimizer.clip:
@@ -103,7 +85,7 @@ def _log(state: TrainingState, recorder: Recorder, clock: "Stopwatch", size: int
     steps = sums.pop("steps")
     means = {name: value / steps for name, value in sums.items()}
     means["lr"] = state.optimizer.param_groups[0]["lr"]
-    means["images_per_second"] = round(clock.lap() * size, 1)
+    means["rows_per_second"] = round(clock.lap() * size, 1)
     recorder.write(state.step, "train", means)
     state.sums.clear()
     return f"loss {means['loss']:.2f}"

@@ -5,46 +5,62 @@ import math
 
 import torch
 from torch import nn
-from torch.optim import Adamax, AdamW, Optimizer
+from torch.optim import Adam, Adamax, AdamW, Optimizer
 
 from fastflow.training.config import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Adamax or AdamW; weight decay goes to conditioner weights alone unless `decay_all`."""
-    decayed, free = [], []
+    """Adamax, Adam or AdamW; weight decay goes to conditioner weights alone unless `decay_all`.
+
+    Each group has its `base_lr`, which `set_lr` multiplies: that of the class head may be another.
+    """
+    decayed, free, head = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if config.decay_all or _is_weight(model, name) else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    kind = {"adamax": Adamax, "adamw": AdamW}[config.name]
+            of_head = config.head_lr is not None and name.startswith("head.")
+            decays = config.decay_all or _is_weight(model, name)
+            (head if of_head else decayed if decays else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay, "base_lr": config.lr},
+              {"params": free, "weight_decay": 0.0, "base_lr": config.lr},
+              {"params": head, "weight_decay": 0.0, "base_lr": config.head_lr}]
+    kind = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}[config.name]
     return kind([group for group in groups if group["params"]], lr=config.lr, foreach=True)
 
 
 def _is_weight(model: nn.Module, name: str) -> bool:
-    """Whether it is the matrix of a linear or convolution layer; decay of the rest pulls at scales and determinants."""
+    """Whether it is the matrix of a linear or convolution layer, or such a matrix's gain under weight normalisation,
+    whose direction no decay can shrink; decay of the rest pulls at scales and determinants."""
     owner, _, leaf = name.rpartition(".")
+    if name.endswith("parametrizations.weight.original0"):
+        return True
     return leaf == "weight" and isinstance(model.get_submodule(owner), nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
     """What the base learning rate is multiplied with at `step` in [0, steps): a function of the step, nothing to save.
 
-    linear: 1 - step/steps. hat: `warmup` steps up, then linearly down. cosine: the same with half a cosine.
+    linear: 1 - step/steps. hat: `warmup` steps up, then linearly down. cosine: the same with half a cosine. hold: 1 for
+    half of the steps, then linearly to 0.01 at 90 %. drops: a tenth from 50 %, a hundredth from 80 % on.
     """
+    part = step / steps
+    if config.name == "hold":
+        return min(1.0, max(0.01, 1.0 - 0.99 * (part - 0.5) / 0.4))
+    if config.name == "drops":
+        return 1.0 if part < 0.5 else 0.1 if part < 0.8 else 0.01
     if config.name == "constant":
         return 1.0
     if config.name == "linear":
-        return 1.0 - step / steps
+        return 1.0 - part
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / (steps - config.warmup)
     return 1.0 - done if config.name == "hat" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = factor * group["base_lr"]
 
 
 class WeightAverage:

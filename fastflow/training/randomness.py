@@ -7,7 +7,8 @@ from torch import Tensor
 from fastflow.ops import uniform_noise
 
 SEEDS = 2**32  # seeds lie below it; a stream is the upper half of the 64-bit key
-ROWS, DROPOUT, DEQUANTIZE, VIEW, DEQUANTIZE_VIEW, EVALUATION, AUGMENT = range(7)
+ROWS, DROPOUT, DEQUANTIZE, VIEW, DEQUANTIZE_VIEW, EVALUATION, AUGMENT, OTHER, DEQUANTIZE_OTHER = range(9)
+EVALUATION_LATENT, LATENT = 9, 10  # from LATENT on a stream for each latent
 
 
 def uniform(shape: tuple[int, ...], *, seed: int, stream: int, step: int, rows: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from fastflow.data import ImageData
-from fastflow.models import SCNF
-from fastflow.training.build import build_model, choose_device, load_data, load_pretrained, split
+from fastflow.training.build import Data, Model, build_model, choose_device, load_data, load_pretrained, split
 from fastflow.training.checkpoint import load_checkpoint
-from fastflow.training.config import Config, load_config, parse_config
+from fastflow.training.config import Config
+from fastflow.training.config_file import load_config, parse_config
 from fastflow.training.run import CONFIG, find_checkpoints
 from fastflow.training.state import load_weights
 
@@ -19,10 +18,10 @@ class Restored:
     """A trained model in evaluation mode, with what its checkpoint says of it.
 
     `folder` is that of the run, or of the checkpoint where it lies in no run; None for a pretrained model. `data` is
-    ImageData.describe(), `labelled` and `monitor` are rows of the training set.
+    its `describe`, `labelled` and `monitor` are rows of the training set.
     """
 
-    model: SCNF
+    model: Model
     config: Config
     folder: Path | None
     seed: int
@@ -32,7 +31,7 @@ class Restored:
     monitor: list[int]
     device: torch.device
 
-    def load_data(self) -> ImageData:
+    def load_data(self) -> Data:
         """The data set the model was trained on. Raises ValueError if it is another one now."""
         data = load_data(self.config.data)
         if data.describe() != self.data:
@@ -52,7 +51,7 @@ def restore_pretrained(config_path: Path, weights: Path, device: str = "auto") -
     """A checkpoint of the public SCNF code as the model of a configuration, which names data and labelled rows."""
     config, chosen = load_config(config_path), choose_device(device)
     data = load_data(config.data)
-    model = build_model(config.model, data.shape, data.levels, data.classes)
+    model = build_model(config.model, data.describe())
     load_pretrained(model, weights)
     rows = split(data, config.data, config.seed)
     if model.head.prior.kind == "empirical":
@@ -66,8 +65,9 @@ def _restore(folder: Path, device: torch.device) -> Restored:
     checkpoint = load_checkpoint(folder)
     state = checkpoint.state
     config = parse_config(state["config"], str(folder / "state.json"))
-    model = build_model(config.model, tuple(state["data"]["shape"]), state["data"]["levels"], state["data"]["classes"])
-    load_weights(model, checkpoint.tensors.get("average", checkpoint.tensors["model"]), str(folder))
+    weights = checkpoint.tensors.get("average", checkpoint.tensors["model"])
+    model = build_model(config.model, state["data"], weights.get("units"))
+    load_weights(model, weights, str(folder))
     run = folder.parent.parent.parent
     return Restored(
         model=model.to(device).eval(),

@@ -4,10 +4,8 @@ import statistics
 
 import torch
 
-from fastflow.training.evaluate import evaluate
+from fastflow.training.evaluate import FIGURES, evaluate
 from fastflow.training.restore import Restored
-
-COLUMNS = {"error": ("error %", ".2f"), "bits_per_dim": ("bits/dim", ".4f"), "cross_entropy": ("-log p(y|x)", ".4f")}
 
 
 def measure(run: Restored, split: str) -> dict:
@@ -16,13 +14,14 @@ def measure(run: Restored, split: str) -> dict:
     The noise is the training run's: the test set gives the very numbers that the run ended with.
     """
     data = run.load_data()
-    images, labels = (data.test_images, data.test_labels) if split == "test" else (data.train_images, data.train_labels)
-    rows = torch.tensor(run.monitor, dtype=torch.int64) if split == "monitor" else (labels >= 0).nonzero().flatten()
+    x, labels = (data.test_x, data.test_labels) if split == "test" else (data.train_x, data.train_labels)
+    rows = torch.tensor(run.monitor, dtype=torch.int64) if split == "monitor" else torch.arange(len(labels))
+    rows = rows if split != "train" else rows[labels >= 0]
     if len(rows) == 0:
         why = "the run was trained with data.monitor = 0" if split == "monitor" else "no training image has a label"
         raise ValueError(f"seed {run.seed}: no images to evaluate on: {why}")
-    images, labels = images[rows].to(run.device), labels[rows].to(run.device)
-    return {"seed": run.seed, **evaluate(run.model, images, labels, levels=data.levels, seed=run.seed)}
+    x, labels = x[rows].to(run.device), labels[rows].to(run.device)
+    return {"seed": run.seed, **evaluate(run.model, x, labels, levels=data.levels, seed=run.seed)}
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
@@ -32,7 +31,7 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
 
 def table(results: list[dict]) -> str:
     """One line a seed and, for several, their mean and deviation. `results` hold "seed" and what `evaluate` returns."""
-    columns = {name: column for name, column in COLUMNS.items() if name in results[0]}
+    columns = {name: column for name, column in FIGURES.items() if name in results[0]}
     rows = [["", *(title for title, _ in columns.values())]]
     rows += [[f"seed {result['seed']}", *(format(result[name], style) for name, (_, style) in columns.items())]
              for result in results]

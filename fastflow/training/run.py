@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastflow.training.checkpoint import latest, replace_durably
-from fastflow.training.config import Config, dump_config, load_config
+from fastflow.training.config import Config
+from fastflow.training.config_file import dump_config, load_config
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -6,10 +6,13 @@ from torch.optim import Optimizer
 from fastflow.training.config import OptimizerConfig
 from fastflow.training.optimizer import WeightAverage, build_optimizer
 
+_KEPT = {"sum": "sums", "held": "held"}  # prefix in a checkpoint: attribute
+
 
 class TrainingState:
-    """`model`, its `average` (None without ema), `optimizer`, the number of steps taken, and the running `sums` (0-d
-    tensors) of what is logged next. Randomness is a function of (seed, step) and so is not here."""
+    """`model`, its `average` (None without ema), `optimizer`, the number of steps taken, the running `sums` (0-d
+    tensors) of what is logged next, and tensors that an objective has `held` from an earlier step. Randomness is a
+    function of (seed, step) and so is not here."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig):
         self.model = model
@@ -17,6 +20,7 @@ class TrainingState:
         self.optimizer = build_optimizer(model, config)
         self.step = 0
         self.sums: dict[str, Tensor] = {}
+        self.held: dict[str, Tensor] = {}
 
     @property
     def served(self) -> nn.Module:
@@ -36,7 +40,8 @@ class TrainingState:
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        parts["trainer"] = moments | {f"sum.{name}": value for name, value in self.sums.items()}
+        parts["trainer"] = moments | {f"{kind}.{name}": value for kind in ("sum", "held")
+                                      for name, value in getattr(self, _KEPT[kind]).items()}
         return parts
 
     def load(self, step: int, parts: dict[str, dict[str, Tensor]]) -> None:
@@ -45,8 +50,9 @@ class TrainingState:
         if self.average:
             load_weights(self.average.model, parts["average"], "checkpoint")
         trainer, device = parts["trainer"], next(self.model.parameters()).device
-        sums = {name: value for name, value in trainer.items() if name.startswith("sum.")}
-        self.sums = {name.removeprefix("sum."): value.to(device) for name, value in sums.items()}
+        for kind, attribute in _KEPT.items():
+            kept = {name: value for name, value in trainer.items() if name.startswith(f"{kind}.")}
+            setattr(self, attribute, {name.removeprefix(f"{kind}."): value.to(device) for name, value in kept.items()})
         _load_moments(self.optimizer, self.model, trainer)
         self.step = step
 

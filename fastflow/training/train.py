@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fastflow
-from fastflow.data import ImageData
+from fastflow.data import write_split
 from fastflow.training.batches import Batches
-from fastflow.training.build import build_model, choose_device, load_data, load_pretrained, split
+from fastflow.training.build import Data, build_model, choose_device, load_data, split
 from fastflow.training.checkpoint import (
     FINAL,
     Checkpoint,
@@ -24,29 +24,32 @@ from fastflow.training.checkpoint import (
 )
 from fastflow.training.config import Config
 from fastflow.training.evaluate import evaluate
-from fastflow.training.loop import Objective, fit, likelihood
+from fastflow.training.inputs import model_input
+from fastflow.training.loop import fit
 from fastflow.training.record import Recorder, read_metrics
 from fastflow.training.run import METRICS, locked, record_config, require_run, seed_folder
+from fastflow.training.start import initialize, start_model
 from fastflow.training.state import TrainingState
 
 
-def prepare(config: Config, folder: Path | None = None) -> ImageData:
+def prepare(config: Config, folder: Path | None = None) -> Data:
     """The data of a configuration, and every mistake in it that can be seen before a run folder exists.
 
     Seeds that have a checkpoint in `folder`, of a run to go on with, no longer need the pretrained weights.
     """
     data, device = load_data(config.data), choose_device(config.device)
     Batches(data, split(data, config.data, config.seed), config, config.seed, device)
-    model = build_model(config.model, data.shape, data.levels, data.classes)
     seeds = range(config.seed, config.seed + config.seeds)
-    if config.pretrained and not (folder and all(latest(seed_folder(folder, seed)) for seed in seeds)):
-        load_pretrained(model, config.pretrained)
+    if folder and all(latest(seed_folder(folder, seed)) for seed in seeds):
+        return data
+    model = start_model(config, data, config.seed).to(device)
     with torch.no_grad():  # a backend that was asked for may not serve this model
-        model.to(device).class_scores(data.train_images[:2].to(device))
+        x = data.train_x[:2].to(device)
+        model.class_scores(model_input(model, x, None, data.levels))
     return data
 
 
-def train(config: Config, folder: Path, data: ImageData, objective: Objective = likelihood) -> list[dict]:
+def train(config: Config, folder: Path, data: Data) -> list[dict]:
     """Trains every seed of `config` on `data` in the run `folder`, which may hold an earlier part of the same run.
 
     Returns for each seed what `evaluate` says of the final weights on the test set, which is used for nothing else.
@@ -59,7 +62,7 @@ def train(config: Config, folder: Path, data: ImageData, objective: Objective = 
             final = seed_folder(folder, seed) / FINAL
             if not final.is_dir():
                 title = f"seed {seed} ({number}/{config.seeds})"
-                SeedRun(config, folder, data, seed, device).train(position, title, objective)
+                SeedRun(config, folder, data, seed, device).train(position, title)
             state = load_state(final)
             results.append({"seed": seed, **state["results"]})
             position = state["metrics_position"]
@@ -69,33 +72,31 @@ def train(config: Config, folder: Path, data: ImageData, objective: Objective = 
 class SeedRun:
     """What one seed of a run determines: the split of the data, the batches, the folder of its checkpoints."""
 
-    def __init__(self, config: Config, folder: Path, data: ImageData, seed: int, device: torch.device):
+    def __init__(self, config: Config, folder: Path, data: Data, seed: int, device: torch.device):
         self.config, self.folder, self.data, self.seed, self.device = config, folder, data, seed, device
         self.checkpoints, self.described = seed_folder(folder, seed), data.describe()
         self.split = split(data, config.data, seed)
         self.batches = Batches(data, self.split, config, seed, device)
 
-    def train(self, position: int, title: str, objective: Objective) -> None:
+    def train(self, position: int, title: str) -> None:
         """Goes on from the latest checkpoint, or starts; then metrics.jsonl is first cut back to `position`.
 
         Raises ValueError if that would lose lines which the seed does not write again.
         """
         torch.manual_seed(self.seed)
-        data = self.data
-        model = build_model(self.config.model, data.shape, data.levels, data.classes).to(self.device)
         prune(self.checkpoints, self.config.keep)
         newest = latest(self.checkpoints)
         if newest is None:
             self._require_lines_to_repeat(position, self.config.checkpoint_every)
-            if self.config.pretrained:
-                load_pretrained(model, self.config.pretrained)
-            first = self.batches(0)
-            model.initialize(first.images, labels=self.batches.labels, noise=first.noise)
+            self._write_split()
+            model = start_model(self.config, self.data, self.seed).to(self.device)
+            initialize(model, self.config.model, self.batches)
             state = TrainingState(model, self.config.optimizer)
         else:
             checkpoint = load_checkpoint(newest)
             self._check(newest, checkpoint.state)
-            state = TrainingState(model, self.config.optimizer)
+            model = build_model(self.config.model, self.described, checkpoint.tensors["model"].get("units"))
+            state = TrainingState(model.to(self.device), self.config.optimizer)
             state.load(checkpoint.state["step"], checkpoint.tensors)
             position = checkpoint.state["metrics_position"]
             self._require_lines_to_repeat(position, self.config.steps)
@@ -110,9 +111,8 @@ class SeedRun:
                 monitor=self._monitor,
                 save=lambda: self._save_step(state, recorder),
                 title=title,
-                objective=objective,
             )
-            results = self._evaluate(state.served, self.data.test_images, self.data.test_labels)
+            results = self._evaluate(state.served, self.data.test_x, self.data.test_labels)
             recorder.write(state.step, "test", results)
             tensors = {name: part for name, part in state.tensors().items() if name != "trainer"}
             self._save(self.checkpoints / FINAL, state.step, tensors, recorder, {"results": results})
@@ -132,11 +132,18 @@ class SeedRun:
 
     def _monitor(self, model: nn.Module) -> dict | None:
         rows = torch.from_numpy(self.split.monitor)
-        return self._evaluate(model, self.data.train_images[rows], self.data.train_labels[rows]) if len(rows) else None
+        return self._evaluate(model, self.data.train_x[rows], self.data.train_labels[rows]) if len(rows) else None
 
-    def _evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict:
-        images, labels = images.to(self.device), labels.to(self.device)
-        return evaluate(model, images, labels, levels=self.data.levels, seed=self.seed)
+    def _evaluate(self, model: nn.Module, x: Tensor, labels: Tensor) -> dict:
+        x, labels = x.to(self.device), labels.to(self.device)
+        return evaluate(model, x, labels, levels=self.data.levels, seed=self.seed)
+
+    def _write_split(self) -> None:
+        """splits/seed-N.npz, which `data.split` of another run takes: the same labelled rows."""
+        path = self.folder / "splits" / f"seed-{self.seed}.npz"
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        write_split(path, self.split, self.data)
 
     def _save_step(self, state: TrainingState, recorder: Recorder) -> None:
         folder = step_folder(self.checkpoints, state.step)
