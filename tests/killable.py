@@ -17,7 +17,7 @@ import sklearn.datasets  # noqa: F401  what a run would import, imported once
 import torch._dynamo  # noqa: F401
 from tiny_flow import TinyFlow
 
-from fastflow.training import checkpoint, train
+from fastflow.training import checkpoint, start, train
 from fastflow.training.build import load_data
 from fastflow.training.config_file import parse_config
 
@@ -37,7 +37,8 @@ def _run(request: dict) -> int:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         if request.get("tiny"):
-            train.build_model = lambda config, shape, levels, classes: TinyFlow(levels, 64, classes)
+            train.build_model = start.build_model = lambda config, about, units=None: TinyFlow(
+                about["levels"], 64, about["classes"])
         if "operation" in request:
             _arm(request["operation"])
         try:

@@ -69,8 +69,7 @@ def bound(state: TrainingState, batch: Batch, config: Config) -> tuple[Tensor, P
         total = total + model.weight_penalty() / rows
     parts = {"bound_unlabelled": mean_of(bounds, ~known).detach()}
     if model.classes > 1:
-        accuracy = (model.log_q(x).argmax(1) == labels) if labelled else known
-        parts |= {"bound_labelled": mean_of(bounds, known).detach(), "accuracy": mean_of(accuracy.to(bounds), known),
+        parts |= {"bound_labelled": mean_of(bounds, known).detach(),
                   "cross_entropy": mean_of(cross_entropy, known).detach()}
     return total, parts
 
