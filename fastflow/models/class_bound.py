@@ -45,7 +45,7 @@ class ClassBound(nn.Module):
 
     def log_base(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B] the part of the bound that no class and no training changes."""
-        return x.new_zeros(len(x))
+        return self._flat(x).new_zeros(len(x))
 
     def class_scores(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(log_base [B], G [B, K]), the form of `ClassFlow.class_scores`, here of bounds."""
