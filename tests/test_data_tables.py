@@ -120,6 +120,9 @@ def test_parquet_tables(tmp_path):
     parquet.write_table(pyarrow.table({"a": ["x"], "label": [1]}), path)
     with pytest.raises(TypeError, match=r"own.parquet: column 'a' holds object, expected numbers"):
         read_table(path)
-    path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match=r"own.parquet: not a complete Parquet file"):
-        read_table(path)
+    parquet.write_table(pyarrow.table({"a": [1.5] * 5000, "label": list(range(5000))}), path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"PAR1 and no more", whole[: len(whole) // 2], whole[:50] + bytes(200) + whole[250:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"own.parquet: not a complete Parquet file"):
+            read_table(path)
