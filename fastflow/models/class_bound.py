@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.ops import class_cross_entropy, class_marginal
-from fastflow.ops._checks import bad_shape, check_float, check_labels
+from fastflow.ops._checks import bad_shape, check_device, check_float, check_labels
 
 
 class ClassBound(nn.Module):
@@ -100,6 +100,7 @@ class ClassBound(nn.Module):
         check_float(name, "noise", noise)
         if noise.shape != (len(x), self.noise_features):
             raise bad_shape(name, "noise", noise, (len(x), self.noise_features))
+        check_device(name, x, noise=noise)
         return noise.reshape(len(x), *shape)
 
     def _labels(self, y: int | Tensor, rows: int) -> Tensor:
