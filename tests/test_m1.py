@@ -18,7 +18,7 @@ def _parameters(module):
 def _stack(latent=4, units=(0, 2, 3)):
     m1 = small_m1(features=5, latent=latent, size=0.5)
     model = M1M2.build(m1, torch.tensor(units), 3, latent=2, hidden=(6,), prior=[0.5, 0.3, 0.2])
-    model.m2 = scatter(model.m2.double(), 0.4)
+    scatter(model.m2, 0.4)
     return model
 
 
