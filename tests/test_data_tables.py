@@ -5,8 +5,10 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 
 from fastflow.data import read_table, tables
+from fastflow.data.labels import count_classes
 from fastflow.data.tables import _read_parquet
 
 
@@ -58,6 +60,11 @@ def test_the_one_of_two_tables_at_fault_is_named(tmp_path, lines, message):
     write_csv(tmp_path / "test.csv", lines)
     with pytest.raises(ValueError, match=f"test.csv: {message}"):
         tables(tmp_path / "train.csv", tmp_path / "test.csv")
+
+
+def test_there_is_a_class_even_without_labels():
+    assert count_classes(torch.tensor([-1, -1]), torch.zeros(0, dtype=torch.int64)) == 1
+    assert count_classes(torch.tensor([-1, 3]), torch.tensor([2])) == 4
 
 
 def test_tables_of_spreadsheets(tmp_path):
