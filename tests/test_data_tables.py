@@ -85,6 +85,8 @@ def test_npz_tables(tmp_path):
         np.savez(tmp_path / "own.npz", **{"features": features, "labels": labels} | wrong)
         with pytest.raises(error, match=f"own.npz: {message}"):
             read_table(tmp_path / "own.npz")
+    with pytest.raises(ValueError, match=r"own.npz: label is 'kind', expected none for an .npz file"):
+        read_table(tmp_path / "own.npz", "kind")
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(ValueError, match=r"folder.npz: not a complete .npz file \(\[Errno 21\] Is a directory"):
         read_table(tmp_path / "folder.npz")

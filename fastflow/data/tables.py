@@ -73,6 +73,8 @@ def read_rows(lines: Iterable[str], **options) -> np.ndarray:
 
 
 def _read_npz(path: str | os.PathLike, label: str) -> tuple[np.ndarray, np.ndarray]:
+    if label != "label":
+        raise ValueError(f"{path}: label is {label!r}, expected none for an .npz file: its array labels has the class")
     arrays = read_npz(path, ("features", "encodings", "labels"))
     features = arrays.get("features", arrays.get("encodings"))
     if features is None or "labels" not in arrays:
