@@ -115,6 +115,14 @@ def test_feature_classifier_refuses():
     features = torch.randn(4, 2)
     with pytest.raises(ValueError, match="kind is 'tsvm', expected one of knn"):
         feature_classifier("tsvm", features, torch.tensor([0, 1, 0, 1]))
+    few = features, torch.tensor([0, 1, -1, -1])
+    for kind, rows, needed in (("knn", 2, 5), ("label_spreading", 4, 7)):
+        with pytest.raises(ValueError, match=f"{kind} has {rows} rows, expected at least n_neighbors, {needed}; give"):
+            feature_classifier(kind, *few)
+        assert feature_classifier(kind, *few, n_neighbors=2).n_neighbors == 2
+    assert feature_classifier("label_spreading", *few, kernel="rbf").kernel == "rbf"  # which has no neighbours
+    with pytest.raises(ValueError, match=r"feature_classifier: features is nan at \(0, 0\)"):
+        feature_classifier("knn", features * math.nan, torch.tensor([0, 1, 0, 1]))
     with pytest.raises(ValueError, match="fewer than two classes"):
         feature_classifier("knn", features, torch.tensor([1, 1, -1, -1]))
     with pytest.raises(ValueError, match=r"features have shape \(4, 2\) and labels \(3,\)"):
