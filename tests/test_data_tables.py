@@ -32,6 +32,7 @@ def test_csv_tables(tmp_path, ending):
     [
         (["a,b", "1,2"], ValueError, "0 of the columns a, b are named 'label', expected one"),
         (["label,label", "1,2"], ValueError, "2 of the columns label, label are named 'label', expected one"),
+        ([",a,label", "0,1,2"], ValueError, "a column of '', 'a', 'label' is pandas' row index, expected features"),
         (["a,label", "#1,2", "1,2"], ValueError, "not a table of numbers .could not convert string '#1'"),
         (["a,label", "inf,2"], ValueError, "features holds inf in row 0, column 0"),
         (["a,label", "1,-2"], ValueError, r"labels lies in \[-2, -2\], expected \[-1, 0\]"),
@@ -126,6 +127,9 @@ def test_parquet_tables(tmp_path):
     parquet.write_table(pyarrow.table({"a": [1.5, 2.0], "label": [1, 0], "b": [3, 4]}), path)
     features, labels = read_table(path)
     assert (features.tolist(), labels.tolist()) == ([[1.5, 3.0], [2.0, 4.0]], [1, 0])
+    parquet.write_table(pyarrow.table({"a": [1.5], "label": [1], "__index_level_0__": [7]}), path)
+    with pytest.raises(ValueError, match=r"own.parquet: a column of .* is pandas' row index"):
+        read_table(path)
     parquet.write_table(pyarrow.table({"a": ["x"], "label": [1]}), path)
     with pytest.raises(TypeError, match=r"own.parquet: column 'a' holds object, expected numbers"):
         read_table(path)

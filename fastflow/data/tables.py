@@ -122,6 +122,9 @@ def _apart(path: str | os.PathLike, names: list[str], rows: np.ndarray, label: s
     if names.count(label) != 1:
         raise ValueError(f"{path}: {names.count(label)} of the columns {', '.join(names)} are named {label!r}, "
                          "expected one, which holds the class")
+    if any(not name or name.startswith("__index_level_") for name in names):
+        raise ValueError(f"{path}: a column of {', '.join(map(repr, names))} is pandas' row index, expected features "
+                         "alone; write the table with index=False")
     place = names.index(label)
     return np.delete(rows, place, axis=1), rows[:, place]
 
