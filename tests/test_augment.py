@@ -98,6 +98,9 @@ def test_augmentation_refuses_what_cannot_be():
     for bad in ({"pad": -1}, {"crop": 0}, {"rotation": -1.0}, {"rotation": 181.0}, {"rotation": float("nan")}):
         with pytest.raises(ValueError, match=r"augment: .* expected pad >= 0, crop >= 1"):
             Augmentation(**bad)
+    for images in (IMAGES / 255, IMAGES[0]):
+        with pytest.raises(TypeError, match=r"augment: images are torch.*expected torch.uint8 \[B, C, H, W\]"):
+            augment(images, NOISE, Augmentation(rotation=10.0))
     with pytest.raises(ValueError, match="augment: crop is 8, expected at most 7, the padded image"):
         augment(IMAGES, NOISE, Augmentation(crop=8, pad=1))
     with pytest.raises(ValueError, match=r"augment: numbers have shape \(64, 3\), expected \(64, 4\)"):

@@ -138,6 +138,8 @@ def test_omniglot_names_the_archive_at_fault(tmp_path, monkeypatch):
     write_omniglot(first, ["Latin/character01"])
     with pytest.raises(ValueError, match=r"small1.zip: its md5 is"):
         sets.omniglot_small(tmp_path)
+    with pytest.raises(ValueError, match="omniglot-small: side is 0, expected at least 1 pixel"):
+        sets.omniglot_small(tmp_path, side=0)
     second.unlink()
     with pytest.raises(FileNotFoundError, match=r"small2.zip: no such file; get it from https://github.com/brendenlake"):
         sets.omniglot_small(tmp_path)

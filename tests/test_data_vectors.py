@@ -1,16 +1,14 @@
-"""Vectors: toy sets as their sources have them, tables in three formats, the UCI and text sets of FlowGMM."""
+"""Vectors: toy sets as their sources have them, the UCI and text sets of FlowGMM."""
 
-import gzip
-import importlib.util
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from test_data_tables import write_csv
 
 from fastflow import data as sets
-from fastflow.data import VectorData, read_table, split_rows, standardize, tables
-from fastflow.data.tables import _read_parquet
+from fastflow.data import VectorData, split_rows, standardize
 
 
 def vectors(**changes) -> VectorData:
@@ -110,81 +108,6 @@ def test_pinwheel_arms_straighten_when_unbent():
     deviation = torch.atan2(unbent.sin(), unbent.cos())
     assert deviation[x.norm(dim=1) > 0.5].abs().max() < 1.0
     assert deviation.abs().median() < 0.12
-
-
-def write_csv(path, lines: list[str]) -> None:
-    text = ("\n".join(lines) + "\n").encode()
-    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
-
-
-@pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
-def test_csv_tables(tmp_path, ending):
-    write_csv(tmp_path / f"train{ending}", ["a, label,b", "1.5,0,-2", "3,-1,4e2", "0,2,1"])
-    write_csv(tmp_path / f"test{ending}", ["a,label,b", "1,1,2"])
-    data = tables(tmp_path / f"train{ending}", tmp_path / f"test{ending}")
-    assert data.train_features.tolist() == [[1.5, -2.0], [3.0, 400.0], [0.0, 1.0]]
-    assert (data.train_labels.tolist(), data.test_labels.tolist(), data.classes) == ([0, -1, 2], [1], 3)
-    assert read_table(tmp_path / f"test{ending}", label="a")[0].tolist() == [[1.0, 2.0]]
-
-
-@pytest.mark.parametrize(
-    ("lines", "error", "message"),
-    [
-        (["a,b", "1,2"], ValueError, "no column 'label', expected one of a, b"),
-        (["a,label", "1,x"], ValueError, "not a table of numbers .could not convert string 'x'"),
-        (["a,label", "1,2", "1"], ValueError, "not a table of numbers"),
-        (["a,label"], ValueError, "not a table of numbers .no row of numbers"),
-        (["a,label", "1,2,3"], ValueError, "3 columns under 2 names"),
-        (["a,label", "1,0.5"], TypeError, "not whole, expected whole numbers"),
-        (["a,label", "1,nan"], TypeError, "not whole, expected whole numbers"),
-    ],
-)
-def test_csv_errors_name_the_file(tmp_path, lines, error, message):
-    write_csv(tmp_path / "own.csv", lines)
-    with pytest.raises(error, match=f"own.csv: .*{message}"):
-        read_table(tmp_path / "own.csv")
-
-
-def test_table_files_are_named(tmp_path):
-    for name in ("absent.csv", "absent.csv.gz", "absent.npz"):
-        with pytest.raises(FileNotFoundError, match=name):
-            read_table(tmp_path / name)
-    with pytest.raises(ValueError, match=r"own.txt: expected a name that ends in .npz, .csv, .csv.gz, .parquet"):
-        read_table(tmp_path / "own.txt")
-    path = tmp_path / "own.csv.gz"
-    write_csv(path, ["a,label", "1,2"])
-    whole = path.read_bytes()
-    for damaged in (whole[:-5], whole[:10] + bytes([255] * 5) + whole[15:], b"text"):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"own.csv.gz: not a table of numbers"):
-            read_table(path)
-    write_csv(tmp_path / "one.csv", ["a,label", "1,2"])
-    write_csv(tmp_path / "two.csv", ["a,b,label", "1,2,0"])
-    with pytest.raises(ValueError, match=r"two.csv: 2 features, expected 1 as in .*one.csv"):
-        tables(tmp_path / "one.csv", tmp_path / "two.csv")
-
-
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(_read_parquet.__globals__, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"own.parquet: Parquet needs pyarrow, .* pip install 'fastflow\[parquet\]'"):
-        read_table(tmp_path / "own.parquet")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
-def test_parquet_tables(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
-
-    path = tmp_path / "own.parquet"
-    parquet.write_table(pyarrow.table({"a": [1.5, 2.0], "label": [1, 0], "b": [3, 4]}), path)
-    features, labels = read_table(path)
-    assert (features.tolist(), labels.tolist()) == ([[1.5, 3.0], [2.0, 4.0]], [1, 0])
-    parquet.write_table(pyarrow.table({"a": ["x"], "label": [1]}), path)
-    with pytest.raises(TypeError, match=r"own.parquet: column 'a' holds object, expected numbers"):
-        read_table(path)
-    path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match=r"own.parquet: not a complete Parquet file"):
-        read_table(path)
 
 
 def write_hepmass(folder, train: np.ndarray, test: np.ndarray) -> None:

@@ -51,6 +51,14 @@ def test_gaussian_is_that_of_torch():
     assert torch.equal(net.mean(x), mean)
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-20])
+def test_gaussian_of_a_vanishing_variance(value):
+    """The inverse of e^-100 is beyond float32, the density is not."""
+    found = normal_log_prob(torch.tensor([value]), torch.zeros(1), torch.tensor([-100.0]))
+    expected = D.Normal(0.0, torch.tensor(math.exp(-50), dtype=torch.float64)).log_prob(torch.tensor(value))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_divergence():
     """Against torch's formula, and against the mean of log q - log p over draws."""
     mean, log_variance = _normals(5, 3), _normals(5, 3)
@@ -132,6 +140,24 @@ def test_importance_weights_in_one_go_and_in_parts():
     with torch.no_grad():
         decoder.output.bias.fill_(20)
     assert importance_log_likelihood(decoder, shifted, mean, log_variance, 4).isfinite().all()
+
+
+def test_importance_weights_of_narrow_posteriors_far_from_zero():
+    """In float32 a draw less its mean would have lost the noise."""
+    decoder, mean, log_variance = BernoulliMLP(50, (2,), 3), torch.full((4, 50), 30.0), torch.full((4, 50), -18.0)
+    x = torch.tensor([1.0, 0.0, 1.0]).expand(4, 3)
+    found = importance_log_likelihood(decoder, x, mean, log_variance, 1, torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 50, generator=torch.Generator().manual_seed(0)).double()[0]
+    z = 30 + math.exp(-9) * noise
+    log_q = standard_normal_log_prob(noise) + 50 * 9
+    expected = decoder.double().log_prob(x.double(), z) + standard_normal_log_prob(z) - log_q
+    assert torch.allclose(found.double(), expected, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_integer_dtype(dtype):
+    net, x, labels = _net(SoftplusMLP, 3, (5,), 2, 4), _normals(2, 3), torch.tensor([1, 0])
+    assert torch.equal(net(x, labels.to(dtype)), net(x, labels))
 
 
 def test_bad_arguments():

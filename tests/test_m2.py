@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck
-from vae_cases import all_bits, expected_class_scores, normal_nodes, small_m2, true_log_joint
+from vae_cases import all_bits, assert_estimates, expected_class_scores, normal_nodes, small_m2, true_log_joint
 
 from fastflow.models import M2, class_bound, style_plane
 
@@ -28,7 +28,7 @@ def test_golden_sizes():
     assert (model.noise_features, model.features, model.classes) == (500, 784, 10)
     x, noise = torch.rand(2, 1, 28, 28).round(), torch.randn(2, 500)
     assert model.class_terms(x, noise)[0].shape == (2, 10)
-    assert model.elbo(x, noise).dtype == torch.float32
+    assert model.elbo(x.double(), noise).dtype == torch.float32
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
@@ -84,9 +84,7 @@ def test_importance_sampling_closes_the_gap():
     assert (means[1] - means[0] > 3 * (errors[0] + errors[1])).all()
     assert (means[2] - means[1] > 3 * (errors[1] + errors[2])).all()
     assert (truth - means[2] > 3 * errors[2]).all()
-    whole = model.importance_scores(x, 200_000, generator)[0]
-    assert torch.allclose(whole, truth, atol=0.02)
-    assert torch.allclose(whole.softmax(0), truth.softmax(0), atol=0.01)
+    assert_estimates(model.importance_scores(x.expand(20, 3), 10_000, generator), truth)
 
 
 def test_determinism():
@@ -181,7 +179,9 @@ def test_analogies_and_styles():
     plane = style_plane(2, 5).double()
     assert model.decode(plane, 1).shape == (25, 6)  # one class, all styles
     assert torch.allclose(model.decode(plane)[:, 1], model.decode(plane, 1), rtol=1e-12)
-    assert (model.sample(3, 1) >= 0).all()
+    z = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    warm = model.sample(3, 1, temperature=0.5, generator=torch.Generator().manual_seed(4))
+    assert torch.allclose(warm, model.decode(0.5 * z, 1), rtol=1e-12)
     cold = model.sample(3, 2, temperature=0.0)
     assert torch.allclose(cold, model.decode(torch.zeros(3, 2, dtype=torch.float64), 2))
 

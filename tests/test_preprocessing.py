@@ -31,6 +31,13 @@ def test_few_components_are_those_of_most_variance():
     assert torch.allclose(lost, variances[3:].sum(), rtol=1e-5)
 
 
+def test_a_large_mean_does_not_matter():
+    x = torch.randn(300, 5, dtype=torch.float64) @ torch.diag(torch.tensor([3.0, 2, 1, 0.5, 0.1]).double())
+    far, near = PCA.fit(x + 1e7, 5).double(), PCA.fit(x, 5).double()
+    assert torch.allclose(far.scale, near.scale, rtol=1e-6)
+    assert torch.allclose(far.directions.abs(), near.directions.abs(), atol=1e-6)
+
+
 def test_components_are_saved():
     x = _images()
     pca, again = PCA.fit(x, 4), PCA((12,), 4)

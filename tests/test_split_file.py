@@ -34,7 +34,7 @@ def test_a_split_comes_back(tmp_path):
 def test_a_split_is_of_one_data_set(tmp_path):
     data, path = moons(), tmp_path / "own.npz"
     write_split(path, split_rows(data.train_labels.numpy(), 2, 10, seed=0), data)
-    flipped, unknown = data.train_labels.clone(), data.train_labels.clone()
+    flipped, unknown, swapped = data.train_labels.clone(), data.train_labels.clone(), 1 - data.train_labels
     flipped[2] = 1  # it was 0
     unknown[2] = -1
     others = {
@@ -42,10 +42,18 @@ def test_a_split_is_of_one_data_set(tmp_path):
         "is a split of 1000 training rows, expected 400 as moons has": moons(train=400),
         r"rows with \[500, 500\] labels of each class, expected \[499, 501\]": replace(data, train_labels=flipped),
         r"rows with \[500, 500\] labels of each class, expected \[499, 500\]": replace(data, train_labels=unknown),
+        "is a split of moons with its training rows in another order": replace(data, train_labels=swapped),
     }
     for message, other in others.items():
         with pytest.raises(ValueError, match=f"own.npz: .*{message}"):
             read_split(path, other)
+
+
+def test_a_set_of_ones_own_may_move_to_another_folder(tmp_path):
+    data = replace(moons(), name="here/own.csv")
+    chosen = split_rows(data.train_labels.numpy(), 2, 10, seed=0)
+    write_split(tmp_path / "own.npz", chosen, data)
+    assert same(read_split(tmp_path / "own.npz", replace(data, name="/there/own.csv")), chosen)
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,11 @@ def expected_class_scores(model: M2, x: Tensor) -> Tensor:
     nodes, weights = normal_nodes()
     scores = [model.class_terms(x, node.expand(len(x), model.classes))[0] for node in nodes]
     return sum(weight * score for weight, score in zip(weights, scores, strict=True))
+
+
+def assert_estimates(estimates: Tensor, truth: Tensor) -> None:
+    """Importance-sampled [n, ...] of log-densities [...]: unbiased but for half their variance, as the logarithm of a
+    mean is."""
+    deviation = estimates.std(0)
+    assert (deviation > 0).all()
+    assert ((estimates.mean(0) + 0.5 * deviation**2 - truth).abs() <= 5 * deviation / len(estimates) ** 0.5).all()

@@ -48,15 +48,17 @@ def npz(path: str | os.PathLike, levels: int = 256) -> ImageData:
 
 def read_npz(path: str | os.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Those arrays of an .npz file that `names` lists. Raises FileNotFoundError or ValueError naming the file."""
-    with Path(path).open("rb") as file:
-        try:
+    try:
+        with Path(path).open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise ValueError("it is a single array")
             found = {name: archive[name] for name in names if name in archive}
-        except Exception as error:  # a damaged file fails anywhere in numpy, zipfile and zlib
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path}: not a complete .npz file ({reason}); write it with numpy.savez") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a folder or a damaged file fails anywhere in numpy, zipfile and zlib
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a complete .npz file ({reason}); write it with numpy.savez") from error
     for name, array in found.items():
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{path}: {name} is not an array; write the file with numpy.savez")

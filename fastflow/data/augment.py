@@ -34,8 +34,11 @@ def augment(images: Tensor, numbers: Tensor, augmentation: Augmentation) -> Tens
 
     Draw `numbers` with `fastflow.training.randomness.uniform` and the stream AUGMENT: then they depend on (seed, step,
     row) alone. Shifts, crops and mirroring copy pixels exactly; a rotation, which comes first, is bilinear and rounds.
-    Raises ValueError for a crop that is larger than the padded image, or numbers of another shape.
+    Raises TypeError for other images, ValueError for a crop that is larger than the padded image, or numbers of
+    another shape.
     """
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise TypeError(f"augment: images are {images.dtype} {tuple(images.shape)}, expected torch.uint8 [B, C, H, W]")
     rows, _, height, width = images.shape
     if numbers.shape != (rows, NUMBERS):
         raise ValueError(f"augment: numbers have shape {tuple(numbers.shape)}, expected {(rows, NUMBERS)}")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct
 from torch import Tensor
 
 from fastflow.data.images import ImageData
@@ -64,7 +63,8 @@ class _Arrays(pickle.Unpickler):
     """Makes NumPy arrays and the built-in containers, nothing else: a pickle could otherwise run any code."""
 
     _known = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # as NumPy 1 named it when the batches were written
+        # as NumPy 1 named what makes an array from a pickle when the batches were written
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
     }

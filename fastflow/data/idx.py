@@ -1,9 +1,7 @@
 """MNIST and its kin: the four IDX files, gzipped or not."""
 
-import gzip
 import math
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 
 from fastflow.data.images import ImageData
 from fastflow.data.labels import count_classes
-from fastflow.data.official import Official
+from fastflow.data.official import Official, read_unpacked
 
 _MAGIC_UNSIGNED_BYTES = 0x0800  # the low byte of the magic number is the number of dimensions
 _REMEDY = "get the file again"
@@ -94,10 +92,7 @@ def read_idx(path: str | os.PathLike, dimensions: int) -> np.ndarray:
 
     Raises ValueError, naming the file, for a bad magic number, a size that differs from the header's, or a broken gzip.
     """
-    try:
-        content = gzip.decompress(Path(path).read_bytes()) if str(path).endswith(".gz") else Path(path).read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error}); {_REMEDY}") from error
+    content = read_unpacked(path, _REMEDY)
     header = 4 + 4 * dimensions
     if len(content) < header:
         raise ValueError(f"{path}: {len(content)} bytes, expected a header of {header}; {_REMEDY}")

@@ -26,4 +26,4 @@ def sha256(*arrays: Tensor) -> str:
 
 def count_classes(*labels: Tensor) -> int:
     """One more than the largest label, at least 1."""
-    return 1 + max((int(part.max()) for part in labels if part.numel()), default=0)
+    return 1 + max([0, *(int(part.max()) for part in labels if part.numel())])

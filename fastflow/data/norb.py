@@ -1,16 +1,13 @@
 """Small NORB: stereo pairs of grey images of toys, in LeCun's binary matrix format."""
 
-import gzip
 import math
 import os
-import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from fastflow.data.images import ImageData
-from fastflow.data.official import Official
+from fastflow.data.official import Official, read_unpacked
 
 _TYPES = {0x1E3D4C55: np.dtype("u1"), 0x1E3D4C54: np.dtype("<i4")}  # magic number: what follows the header
 _FILES = {part: f"smallnorb-5x{toys}x9x18x6x2x96x96-{part}ing-{{}}.mat.gz"
@@ -54,10 +51,7 @@ def read_norb(path: str | os.PathLike, dtype: np.dtype, dimensions: int) -> np.n
     Raises ValueError, naming the file, for another type, another number of dimensions, or a size that differs from the
     header's.
     """
-    try:
-        content = gzip.decompress(Path(path).read_bytes()) if str(path).endswith(".gz") else Path(path).read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error}); get it from {SMALL_NORB.url}") from error
+    content = read_unpacked(path, f"get it from {SMALL_NORB.url}")
     start = 8 + 4 * max(3, dimensions)
     if len(content) < start:
         raise ValueError(f"{path}: {len(content)} bytes, expected a header of {start}; get it from {SMALL_NORB.url}")

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,9 @@ class Official:
 
     def checksum(self, path: Path) -> str | None:
         """The published one of a file as it lies here: of an unpacked file there may be none."""
-        published = path.name in self.files
-        return self.files[path.name if published else f"{path.name}.gz"] if published or self.of_content else None
+        if path.name in self.files:
+            return self.files[path.name]
+        return self.files[f"{path.name}.gz"] if self.of_content else None
 
     def verify(self, path: Path) -> None:
         """Compares a file with its published checksum, if there is one. Raises ValueError."""
@@ -80,3 +82,14 @@ class Official:
         if self.shape is not None and found != self.shape:
             raise ValueError(f"{path}: rows of shape {found}, expected {self.shape} of {self.name}; "
                              f"get it from {self.url}")
+
+
+def read_unpacked(path: str | os.PathLike, remedy: str) -> bytes:
+    """What a file holds, gzipped if its name ends in .gz. Raises ValueError, ending in `remedy`, for a broken gzip."""
+    content = Path(path).read_bytes()
+    if not str(path).endswith(".gz"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a complete gzip file ({error}); {remedy}") from error

@@ -46,6 +46,8 @@ def omniglot_small(folder: str | os.PathLike | None = None, side: int = 28) -> I
 
 
 def _load(official: Official, folder: str | os.PathLike | None, side: int) -> ImageData:
+    if side < 1:
+        raise ValueError(f"{official.name}: side is {side}, expected at least 1 pixel")
     folder, drawings = official.folder(folder), {}
     for path in [official.find(folder, name) for name in official.files]:
         drawings |= read_drawings(path, side)

@@ -28,18 +28,20 @@ class PCA(nn.Module):
     def fit(cls, x: Tensor, components: int, whiten: bool = True) -> PCA:
         """The components of most variance, in float64, deterministic. x is [N, *shape], integers or floats, N at least
         components + 1. Raises ValueError for fewer rows, features or directions of variance."""
-        rows = x.flatten(1).cpu().double()
+        rows = x.flatten(1).to("cpu", torch.float64, copy=True)
         most = min(len(rows) - 1, rows.shape[1])
         if not 1 <= components <= most:
             raise ValueError(f"PCA: components is {components}, expected 1 to {most} for {len(rows)} rows of "
                              f"{rows.shape[1]} features")
+        center = rows.mean(0)
+        rows -= center  # the solver subtracts means from squares, which cancels where they are large
         found = SklearnPCA(components, svd_solver="covariance_eigh").fit(rows.numpy())
         variance = torch.from_numpy(found.explained_variance_)
         if whiten and not variance[-1] > 1e-12 * variance[0]:
             used = int((variance > 1e-12 * variance[0]).sum())
             raise ValueError(f"PCA: x varies in {used} directions, expected at least components = {components}")
         pca = cls(x.shape[1:], components)
-        pca.center.copy_(torch.from_numpy(found.mean_))
+        pca.center.copy_(center)
         pca.directions.copy_(torch.from_numpy(found.components_))
         if whiten:
             pca.scale.copy_(variance.sqrt())

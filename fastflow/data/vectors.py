@@ -26,7 +26,7 @@ class VectorData:
     def __post_init__(self):
         for part, lowest in (("train", -1), ("test", 0)):
             features, labels = getattr(self, f"{part}_features"), getattr(self, f"{part}_labels")
-            _check_features(f"{self.name}: {part}_features", features)
+            check_features(f"{self.name}: {part}_features", features)
             check_labels(f"{self.name}: {part}_labels", labels, len(features), lowest, self.classes)
         if self.train_features.shape[1] != self.test_features.shape[1]:
             raise ValueError(
@@ -75,7 +75,8 @@ def standardize(data: VectorData) -> VectorData:
     return replace(data, train_features=train, test_features=test)
 
 
-def _check_features(name: str, features: Tensor) -> None:
+def check_features(name: str, features: Tensor) -> None:
+    """Raises TypeError or ValueError unless `features` is float32 [N, D], not empty, and finite."""
     if features.dtype != torch.float32:
         raise TypeError(f"{name} has dtype {features.dtype}, expected torch.float32")
     if features.dim() != 2 or 0 in features.shape:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.ops import class_cross_entropy, class_marginal
-from fastflow.ops._checks import bad_shape, check_float, check_labels
+from fastflow.ops._checks import bad_shape, check_device, check_float, check_labels
 
 
 class ClassBound(nn.Module):
@@ -45,7 +45,7 @@ class ClassBound(nn.Module):
 
     def log_base(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B] the part of the bound that no class and no training changes."""
-        return x.new_zeros(len(x))
+        return self._flat(x).new_zeros(len(x))
 
     def class_scores(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(log_base [B], G [B, K]), the form of `ClassFlow.class_scores`, here of bounds."""
@@ -100,6 +100,7 @@ class ClassBound(nn.Module):
         check_float(name, "noise", noise)
         if noise.shape != (len(x), self.noise_features):
             raise bad_shape(name, "noise", noise, (len(x), self.noise_features))
+        check_device(name, x, noise=noise)
         return noise.reshape(len(x), *shape)
 
     def _labels(self, y: int | Tensor, rows: int) -> Tensor:

@@ -51,10 +51,10 @@ def class_averages(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     Raises ValueError where a class has no row.
     """
     check_labels("class_averages", "labels", labels, len(values), classes, unlabelled=True)
-    known = labels >= 0
-    counts = torch.bincount(labels[known].long(), minlength=classes)
+    member = (labels[:, None] == torch.arange(classes, device=labels.device)).to(values)
+    counts = member.sum(0)
     if not counts.all():
         raise ValueError(f"class_averages: labels have no row of class {int((counts == 0).nonzero()[0])}, expected at "
                          f"least one of each of {classes} classes")
-    sums = values.new_zeros(classes, *values.shape[1:]).index_add_(0, labels[known].long(), values[known])
-    return sums / counts.view(-1, *[1] * (values.dim() - 1))
+    sums = member.mT @ values.flatten(1)  # not index_add, whose order of summation a GPU leaves open
+    return (sums / counts[:, None]).view(classes, *values.shape[1:])

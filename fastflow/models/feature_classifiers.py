@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from fastflow.ops._checks import check_finite
 
 CLASSIFIERS = ("knn", "linear_svm", "rbf_svm", "label_spreading")
 
@@ -17,23 +18,31 @@ def feature_classifier(kind: str, features: Tensor, labels: Tensor, **options):
     labels    integers [N], -1 for unlabelled
     options   keywords of the scikit-learn class, in place of those
 
-    Raises ValueError for an unknown kind, or where fewer than two classes have a label.
+    Raises ValueError for an unknown kind, numbers that are not finite, fewer than two classes with a label, or fewer
+    rows than neighbours.
     """
     from sklearn.neighbors import KNeighborsClassifier  # part of the extra `train`, which a model can do without
     from sklearn.semi_supervised import LabelSpreading
     from sklearn.svm import SVC
 
+    op = "feature_classifier"
     if kind not in CLASSIFIERS:
-        raise ValueError(f"feature_classifier: kind is {kind!r}, expected one of {', '.join(CLASSIFIERS)}")
+        raise ValueError(f"{op}: kind is {kind!r}, expected one of {', '.join(CLASSIFIERS)}")
     if features.dim() != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(f"feature_classifier: features have shape {tuple(features.shape)} and labels "
-                         f"{tuple(labels.shape)}, expected [N, D] and [N]")
-    x, y = (value.detach().cpu().numpy() for value in (features.double(), labels))
-    known = y >= 0
-    if len(torch.unique(labels[labels >= 0])) < 2:
-        raise ValueError("feature_classifier: labels name fewer than two classes, expected rows of two at least")
-    if kind == "label_spreading":
-        return LabelSpreading(**{"kernel": "knn", "n_neighbors": 7} | options).fit(x, y)
-    if kind == "knn":
-        return KNeighborsClassifier(**options).fit(x[known], y[known])
-    return SVC(**{"kernel": kind.removesuffix("_svm")} | options).fit(x[known], y[known])
+        raise ValueError(f"{op}: features have shape {tuple(features.shape)} and labels {tuple(labels.shape)}, "
+                         "expected [N, D] and [N]")
+    features, labels = features.detach().cpu().double(), labels.cpu()
+    check_finite(op, features=features)
+    if len(labels[labels >= 0].unique()) < 2:
+        raise ValueError(f"{op}: labels name fewer than two classes, expected rows of two at least")
+    make, lowest, defaults = {
+        "knn": (KNeighborsClassifier, 0, {"n_neighbors": 5}),
+        "linear_svm": (SVC, 0, {"kernel": "linear"}),
+        "rbf_svm": (SVC, 0, {"kernel": "rbf"}),
+        "label_spreading": (LabelSpreading, -1, {"kernel": "knn", "n_neighbors": 7}),
+    }[kind]
+    seen, options = labels >= lowest, defaults | options
+    if options.get("kernel", "knn") == "knn" and options["n_neighbors"] > seen.sum():
+        raise ValueError(f"{op}: {kind} has {int(seen.sum())} rows, expected at least n_neighbors, "
+                         f"{options['n_neighbors']}; give fewer")
+    return make(**options).fit(features[seen].numpy(), labels[seen].numpy())

@@ -59,7 +59,7 @@ class M1(ClassBound):
         return bound, torch.zeros_like(bound)
 
     def log_q(self, x: Tensor) -> Tensor:
-        return x.new_zeros(len(x), 1)
+        return self._flat(x).new_zeros(len(x), 1)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log-variance) of q(z | x), each [B, Z]."""

@@ -42,14 +42,17 @@ class M1M2(ClassBound):
         self.shape, self.features, self.classes, self.latent = m1.shape, m1.features, m2.classes, m2.latent
         self.noise_features = m1.noise_features + m2.noise_features
         described = torch.zeros(m1.latent, dtype=torch.bool).index_fill(0, units.cpu(), True)
-        self.register_buffer("units", units.clone())
-        self.register_buffer("other_units", (~described).nonzero()[:, 0].to(units.device))
+        device = m1.decoder.input.weight.device
+        self.register_buffer("units", units.clone().to(device))
+        self.register_buffer("other_units", (~described).nonzero()[:, 0].to(device))
 
     @classmethod
     def build(cls, m1: M1, units: Tensor, classes: int, latent: int = 50, hidden: Sequence[int] = (500,),
               prior: str | Sequence[float] | Tensor = "uniform", init_std: float | None = 0.001) -> M1M2:
-        """With a new M2 of these sizes, see `M2`; the paper has hidden layers of 300 for 100 labels, else of 500."""
-        return cls(m1, M2((len(units),), classes, latent, hidden, "gaussian", prior, init_std), units)
+        """With a new M2 of these sizes, see `M2`, of m1's dtype and on its device; the paper has hidden layers of 300
+        for 100 labels, else of 500."""
+        m2 = M2((len(units),), classes, latent, hidden, "gaussian", prior, init_std)
+        return cls(m1, m2.to(m1.decoder.input.weight), units)
 
     def class_terms(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         of_m1, of_m2 = self._parts(noise, x)

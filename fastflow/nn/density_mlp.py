@@ -38,7 +38,7 @@ class SoftplusMLP(nn.Module):
         h = self.input(x)
         if self.of_class is not None:
             table = self.of_class.weight.mT
-            h = h + (table if labels is None else table[labels])
+            h = h + (table if labels is None else F.embedding(labels.long(), table))
         h = F.softplus(h)
         for layer in self.layers:
             h = F.softplus(layer(h))
@@ -115,7 +115,7 @@ def _check_probabilities(value: Tensor) -> None:
 
 def normal_log_prob(value: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """[...] nats: log N(value; mean, diag exp(log_variance)), the last dim summed."""
-    squares = (value - mean).square() * torch.exp(-log_variance)
+    squares = ((value - mean) * torch.exp(-0.5 * log_variance)).square()
     return -0.5 * (squares + log_variance + math.log(2 * math.pi)).sum(-1)
 
 
@@ -156,7 +156,8 @@ def importance_log_likelihood(decoder: BernoulliMLP | GaussianMLP, x: Tensor, me
         shape = (min(together, samples - start), *mean.shape)
         noise = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
         z = reparameterized(mean, log_variance, noise)
-        log_ratios = standard_normal_log_prob(z) - normal_log_prob(z, mean, log_variance)
-        log_ratios = log_ratios + decoder.log_prob(x, z)
+        # log q(z | x) by the noise: z - mean cancels where the mean is large
+        log_q = standard_normal_log_prob(noise) - 0.5 * log_variance.sum(-1)
+        log_ratios = decoder.log_prob(x, z) + standard_normal_log_prob(z) - log_q
         total = torch.logaddexp(total, torch.logsumexp(log_ratios, dim=0))
     return total - math.log(samples)

@@ -8,8 +8,8 @@ Source: Salakhutdinov, Murray 2008 (ICML), whose binary MNIST it is; Kingma et a
 import torch
 from torch import Tensor
 
-from fastflow.ops._checks import bad_dtype, bad_shape, bad_type, check_device, check_float
-from fastflow.ops.dequantize import check_levels
+from fastflow.ops._checks import bad_dtype, bad_type
+from fastflow.ops.dequantize import check_levels, check_noise
 
 
 def binarize(x: Tensor, noise: Tensor | None = None, *, levels: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -28,11 +28,7 @@ def binarize(x: Tensor, noise: Tensor | None = None, *, levels: int, dtype: torc
     if x.is_floating_point():
         raise bad_dtype(op, "x", x, "an integer dtype of grey levels")
     check_levels(op, x, levels)
-    if noise is not None:
-        check_float(op, "noise", noise)
-        if noise.shape != x.shape:
-            raise bad_shape(op, "noise", noise, tuple(x.shape), "like x")
-        check_device(op, x, noise=noise)
+    check_noise(op, x, noise)
     if dtype is None:
         dtype = torch.get_default_dtype() if noise is None else noise.dtype
     middle = 0.5 if noise is None else noise

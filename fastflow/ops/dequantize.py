@@ -26,11 +26,7 @@ def dequantize(x: Tensor, noise: Tensor | None = None, *, levels: int, dtype: to
     if not isinstance(x, Tensor):
         raise bad_type(op, "x", x)
     check_levels(op, x, levels)
-    if noise is not None:
-        check_float(op, "noise", noise)
-        if noise.shape != x.shape:
-            raise bad_shape(op, "noise", noise, tuple(x.shape), "like x")
-        check_device(op, x, noise=noise)
+    check_noise(op, x, noise)
     if x.is_floating_point():
         if noise is not None:
             raise ValueError(f"{op}: noise is given for {x.dtype} x, expected integer grey levels to add it to")
@@ -56,6 +52,16 @@ def check_levels(op: str, x: Tensor, levels: int) -> None:
     every_value = x.dtype == torch.uint8 and levels >= 256
     if not x.is_floating_point() and not every_value:
         _check_range(op, x, 0, levels - 1, f" for {levels} levels")
+
+
+def check_noise(op: str, x: Tensor, noise: Tensor | None) -> None:
+    """Raises unless there is no noise, or floats of x's shape on its device."""
+    if noise is None:
+        return
+    check_float(op, "noise", noise)
+    if noise.shape != x.shape:
+        raise bad_shape(op, "noise", noise, tuple(x.shape), "like x")
+    check_device(op, x, noise=noise)
 
 
 def _check_range(op: str, x: Tensor, low: int, high: int, remedy: str) -> None:
