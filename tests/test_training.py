@@ -186,8 +186,10 @@ def test_average_follows_weights_and_buffers():
     model.running_mean.fill_(7.0)
     average.update(step=0)
     assert average.model.weight.item() == pytest.approx(0.1 * 1 + 0.9 * 3)
-    assert average.model.running_mean.item() == 7.0
+    assert average.model.running_mean.item() == pytest.approx(0.9 * 7)  # of these weights, not of the latest
+    model.num_batches_tracked.fill_(3)
     average.update(step=100)
+    assert average.model.num_batches_tracked.item() == 3
     assert average.model.weight.item() == pytest.approx(0.5 * 2.8 + 0.5 * 3)
 
 

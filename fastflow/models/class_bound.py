@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastflow.models.class_flow import labels_of
 from fastflow.ops import class_cross_entropy, class_marginal
-from fastflow.ops._checks import bad_shape, check_device, check_float, check_labels
+from fastflow.ops._checks import bad_shape, check_device, check_float
 
 
 class ClassBound(nn.Module):
@@ -104,12 +105,7 @@ class ClassBound(nn.Module):
         return noise.reshape(len(x), *shape)
 
     def _labels(self, y: int | Tensor, rows: int) -> Tensor:
-        """y as a label for each row, int64, on the model's device."""
-        device = next(self.parameters()).device
-        if isinstance(y, int):
-            y = torch.full((rows,), y, device=device)
-        check_labels(type(self).__name__, "y", y, rows, self.classes, unlabelled=False)
-        return y.to(device).long()
+        return labels_of(type(self).__name__, y, rows, self)
 
 
 def class_bound(scores: Tensor, log_q: Tensor, labels: Tensor | None = None) -> Tensor:

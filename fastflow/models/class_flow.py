@@ -66,9 +66,13 @@ class ClassFlow(nn.Module):
         return x.to(dtype)
 
     def _labels(self, name: str, y: int | Tensor, rows: int) -> Tensor:
-        """y, one label or labels [rows], as a label for each row, on the model's device."""
-        device = next(self.parameters()).device
-        if isinstance(y, int):
-            y = torch.full((rows,), y, device=device)
-        check_labels(f"{type(self).__name__}.{name}", "y", y, rows, self.classes, unlabelled=False)
-        return y.to(device)
+        return labels_of(f"{type(self).__name__}.{name}", y, rows, self)
+
+
+def labels_of(op: str, y: int | Tensor, rows: int, model: nn.Module) -> Tensor:
+    """y, one label or labels [rows], as a label int64 for each row, on the device of a model with `classes`."""
+    device = next(model.parameters()).device
+    if isinstance(y, int):
+        y = torch.full((rows,), y, device=device)
+    check_labels(op, "y", y, rows, model.classes, unlabelled=False)
+    return y.to(device).long()

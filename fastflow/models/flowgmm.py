@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fastflow.models import flowgmm_checkpoint
+from fastflow.models.calibration import calibrated_scale
 from fastflow.models.class_flow import ClassFlow
 from fastflow.models.class_means import antipodal_means, circle_means, class_averages, random_means
 from fastflow.models.trunks import real_nvp_trunk, tabular_trunk
 from fastflow.nn import Dequantize, FlowSequential, GaussianClassHead
-from fastflow.ops import gaussian_class_scores
 from fastflow.ops._checks import check_labels
 
 MEANS = ("data", "latents", "latent_of_mean", "rows")
@@ -141,17 +142,18 @@ class FlowGMM(ClassFlow):
         kind  "data": class means of x itself; "latents": class means of z; "latent_of_mean": z of the class means of x;
               "rows": z of a random row of each class, of an unlabelled row for a class without labels
 
-        The trunk stays in its mode. Raises ValueError for an unknown kind, or a class without rows.
+        The trunk is used as training uses it, and stays as it is. Raises ValueError for an unknown kind, or a class
+        without rows.
         """
         if kind not in MEANS:
             raise ValueError(f"FlowGMM.place_means: kind is {kind!r}, expected one of {', '.join(MEANS)}")
         check_labels("FlowGMM.place_means", "labels", labels, len(x), self.classes, unlabelled=True)
-        v = self._continuous(x, noise)
+        v, trunk = self._continuous(x, noise), copy.deepcopy(self.trunk)  # batch normalisation counts what it sees
         if kind in ("data", "latent_of_mean"):
             means = class_averages(v, labels, self.classes)
-            means = means if kind == "data" else self.trunk(means)[0]
+            means = means if kind == "data" else trunk(means)[0]
         else:
-            z = self.trunk(v)[0]
+            z = trunk(v)[0]
             means = class_averages(z, labels, self.classes) if kind == "latents" else (
                 z[self._row_of_each_class(labels, generator)])
         self.head.means.copy_(radius * means.flatten(1))
@@ -207,8 +209,11 @@ class FlowGMM(ClassFlow):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """The data [B, *shape] of latents z [B, D]; images are clamped to [0, 1]."""
+        """The data [B, *shape] of latents z [B, D], by the trunk as evaluation has it; images are clamped to [0, 1]."""
+        training = self.trunk.training
+        self.trunk.eval()
         x, _ = self.trunk.inverse(z.view(len(z), *self.trunk.output_shape(self.shape)))
+        self.trunk.train(training)
         return x if self.levels == 1 else x.clamp(0, 1)
 
     def _latents(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -226,34 +231,3 @@ class FlowGMM(ClassFlow):
                                  "or enough unlabelled ones")
             chosen.append(row)
         return torch.stack(chosen)
-
-
-def calibrated_scale(z: Tensor, labels: Tensor, means: Tensor, log_prior: Tensor) -> float:
-    """The one standard deviation of N(means_k, scale^2 I) of least mean -log p(y | z) over z [B, D], labels [B].
-
-    With a_k = -|z - means_k|^2 / 2 and t = 1 / scale^2 that is the mean of logsumexp_k(t a_k + log p(k)) - (t a_y +
-    log p(y)), convex in t: bisection finds where its slope, the mean of sum_k p(k | z) a_k - a_y, is zero. Raises
-    ValueError where it is zero at no finite, positive t.
-    """
-    op, classes = "calibrated_scale", len(means)
-    check_labels(op, "labels", labels, len(z), classes, unlabelled=False)
-    z, means, log_prior = z.double(), means.double(), log_prior.double()
-    a = gaussian_class_scores(z, means, z.new_zeros(1, 1), z.new_zeros(classes))
-    a = a - a.gather(1, labels.long()[:, None])  # the differences alone count
-    if not (a > 0).any():
-        raise ValueError(f"{op}: all {len(z)} rows have the mean of their own class nearest, the smaller the scale the "
-                         "better, expected rows of which some are mistaken: give more of them")
-
-    def slope(t: float) -> float:
-        return float((torch.softmax(t * a + log_prior, dim=1) * a).sum(1).mean())
-
-    if slope(0.0) >= 0:
-        raise ValueError(f"{op}: the means are no nearer to the rows of their own class than to others, expected a "
-                         "model that tells classes better than the prior")
-    low, high = 0.0, 1 / float(a.abs().max())
-    while slope(high) < 0:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return (0.5 * (low + high)) ** -0.5

@@ -37,8 +37,8 @@ class DataConfig(Section):
             raise ValueError(f"data.path is missing, expected {files[self.name]}")
         if self.name == "table" and self.test_path is None:
             raise ValueError("data.test_path is missing, expected the file of test rows")
-        if self.name == "digits" and self.path is not None:
-            raise ValueError(f"data.path is {self.path!r}, expected none: the digits come with scikit-learn")
+        if self.name in ("digits", *POINTS) and self.path is not None:
+            raise ValueError(f"data.path is {self.path!r}, expected none: {self.name} come with scikit-learn")
         if self.name != "npz" and self.levels is not None:
             raise ValueError(f"data.levels is {self.levels}, expected none: {self.name} has its own")
         for key, names in _OF_SOME.items():

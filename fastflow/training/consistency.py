@@ -16,7 +16,7 @@ def consistency_loss(log_base: Tensor, scores: Tensor, log_prior: Tensor, other_
     log_prior          [K] log p(y): the hard term is log p(x' | y), which does not hold it
     other_scores       [B, K] of x'', computed without gradient; none flows to it in any case
     kind               "hard": -log p(x' | k), nats, k the most probable class of x'', 0 for rows where it is no more
-                       probable than `threshold`; "mse": |p(y | x') - p(y | x'')|^2
+                       probable than `threshold`; "mse": |p(y | x') - p(y | x'')|^2, summed over classes
     threshold          0: every row counts
 
     A moved image is no draw from p(x): the hard term holds the Jacobian of x', and trains the density too. Returns the

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastflow.ops import class_marginal
 from fastflow.training.config import LossConfig
 
 Parts = dict[str, Tensor]
@@ -26,7 +27,7 @@ def likelihood_loss(log_base: Tensor, scores: Tensor, labels: Tensor, config: Lo
     weights = torch.where(known, config.labelled, 1.0)
     fitted = log_prob
     if responsibilities is not None:
-        fitted = torch.where(known, log_prob, log_base + (responsibilities * scores).sum(1))
+        fitted = torch.where(known, log_prob, log_base + class_marginal(scores, weights=responsibilities))
     total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)  # with `labelled` 0 no row may weigh anything
     loss = -(weights * fitted).sum() / total
     if scores.shape[1] == 1:

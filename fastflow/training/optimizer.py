@@ -2,9 +2,10 @@
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, Adamax, AdamW, Optimizer
 
 from fastflow.training.config import OptimizerConfig, ScheduleConfig
@@ -72,14 +73,17 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
-        self._pairs = [
-            (list(self.model.parameters()), [parameter.detach() for parameter in model.parameters()]),
-            (list(self.model.buffers()), list(model.buffers())),
-        ]
+        pairs = list(zip(self.model.state_dict(keep_vars=True).values(), model.state_dict().values(), strict=True))
+        self._averaged = _columns(pair for pair in pairs if pair[1].is_floating_point())
+        self._latest = _columns(pair for pair in pairs if not pair[1].is_floating_point())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        (averages, weights), (buffers, latest) = self._pairs
+        averages, weights = self._averaged
         torch._foreach_lerp_(averages, weights, 1.0 - min(self.decay, (1 + step) / (10 + step)))
-        if buffers:
-            torch._foreach_copy_(buffers, latest)
+        if self._latest:
+            torch._foreach_copy_(*self._latest)
+
+
+def _columns(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
+    return [list(column) for column in zip(*pairs, strict=True)]

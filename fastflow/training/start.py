@@ -44,7 +44,8 @@ def _m1m2(config: Config, data: Data, seed: int) -> M1M2:
     weights = checkpoint.tensors.get("average", checkpoint.tensors["model"])
     m1 = build_model(trained.model, data.describe())
     load_weights(m1, weights, source)
-    units = m1.active_units(model_input(m1, data.train_x[:ACTIVE_ROWS], None, data.levels), config.model.threshold)
+    rows = data.train_x[:: max(1, len(data.train_x) // ACTIVE_ROWS)][:ACTIVE_ROWS]
+    units = m1.active_units(model_input(m1, rows, None, data.levels), config.model.threshold)
     model = build_model(config.model, data.describe(), units)
     load_weights(model.m1, weights, source)
     return model
