@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 # One thread: on images this small a second one gains little, and waits whenever anything else runs.
 demo: setup
-	OMP_NUM_THREADS=1 $(BIN)/fastflow train configs/digits.yaml
+	OMP_NUM_THREADS=1 $(BIN)/fastflow train configs/scnf-glow-digits.yaml
 
 test: setup
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable

@@ -50,6 +50,7 @@ def _fail(error: object, code: int) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from fastflow.training.evaluate import summary
     from fastflow.training.results import table
     from fastflow.training.train import prepare, train
 
@@ -62,6 +63,9 @@ def _train(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _fail(f"interrupted; go on with: fastflow train {folder} --resume", 130)
     print(f"\n{table(results)}\n")
+    if len(results) > 1 and (config.data.label_seed is not None or config.data.split):
+        best = min(results, key=lambda result: result["loss"])
+        print(f"least loss   seed {best['seed']}: {best['loss']:.4f} in training, then {summary(best)}")
     print(f"metrics      {folder / 'metrics.jsonl'}")
     print(f"tensorboard  {folder / 'tensorboard'}")
     print(f"checkpoints  {folder / 'checkpoints'}", flush=True)

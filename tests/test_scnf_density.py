@@ -37,7 +37,7 @@ def test_golden_sizes():
 
 
 def test_digits_is_the_model_of_its_configuration():
-    config = load_config(Path(__file__).parents[1] / "configs/digits.yaml").model
+    config = load_config(Path(__file__).parents[1] / "configs/scnf-glow-digits.yaml").model
     trained, model = build_model(config, digits().describe()), SCNF.digits(prior=config.prior)
     shapes, expected = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, trained))
     assert shapes == expected

@@ -26,7 +26,7 @@ def only_run(folder: Path) -> Path:
 
 
 def test_digits_train_eval_sample_figures(tmp_path):
-    printed = fastflow("train", CONFIGS / "digits.yaml", "--set", "steps=200", cwd=tmp_path)
+    printed = fastflow("train", CONFIGS / "scnf-glow-digits.yaml", "--set", "steps=200", cwd=tmp_path)
     run = only_run(tmp_path)
     results = json.loads((run / "checkpoints/seed-0/final/state.json").read_text())["results"]
     assert results["error"] < 25.0
@@ -47,7 +47,7 @@ def test_mnist_train(tmp_path):
     small = ["sampling.batch=32", "optimizer.lr=5e-3", "data.monitor=64"]
     small += [f"model.{size}" for size in ("trunk.hidden=8", "trunk.blocks=1", "head.hidden=32", "head.blocks=1")]
     few = ["--no-figures", "--set", "steps=60", "log_every=10"]
-    printed = fastflow("train", CONFIGS / "mnist.yaml", *few, *small, cwd=tmp_path)
+    printed = fastflow("train", CONFIGS / "scnf-glow-mnist.yaml", *few, *small, cwd=tmp_path)
     run = only_run(tmp_path)
     results = json.loads((run / "checkpoints/seed-0/final/state.json").read_text())["results"]
     assert results["bits_per_dim"] < 8.0  # of uniform noise

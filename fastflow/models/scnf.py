@@ -85,7 +85,7 @@ class SCNF(ClassFlow):
 
     @classmethod
     def digits(cls, **options) -> SCNF:
-        """The model of configs/digits.yaml, for the digits of scikit-learn: 8 x 8, 17 levels.
+        """The model of configs/scnf-glow-digits.yaml, for the digits of scikit-learn: 8 x 8, 17 levels.
 
         options override keywords of `glow`.
         """

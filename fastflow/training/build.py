@@ -51,12 +51,13 @@ def _components(data: Data, components: int) -> VectorData:
 
 
 def split(data: Data, config: DataConfig, seed: int) -> Split:
-    """The rows that the label seed chooses, or those of the file `data.split`.
+    """The rows that `data.label_seed`, else `seed`, chooses, or those of the file `data.split`.
 
     Raises ValueError where the file is of other data, or says something else than data.labels, monitor and hold_out.
     """
     if config.split is not None:
         return _read_split(data, config)
+    seed = seed if config.label_seed is None else config.label_seed
     labels = data.train_labels.numpy()
     return split_rows(labels, data.classes, config.labels, seed, config.monitor, config.hold_out)
 

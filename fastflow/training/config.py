@@ -26,6 +26,7 @@ class DataConfig(Section):
     factor: float | None = Field(None, gt=0, lt=1)  # circles: the inner radius, default 0.4
     draw: int = Field(0, ge=0)  # points: the seed they are drawn with
     labels: int = Field(100, ge=0)  # labelled training rows, stratified by class
+    label_seed: int | None = Field(None, ge=0)  # chooses them for every seed alike, which makes of seeds restarts
     split: str | None = None  # file of `write_split` with the rows to label and to monitor, for every seed the same
     monitor: int = Field(0, ge=0)  # other training rows that progress is measured on; never the test set
     hold_out: bool = True  # false: the monitored rows are trained on too, without labels, so progress is not held out
@@ -35,6 +36,8 @@ class DataConfig(Section):
         if self.path is None and self.name in (files := {"npz": "the .npz file", "table": "the file of training rows",
                                                          "idx": "the folder of the four IDX files"}):
             raise ValueError(f"data.path is missing, expected {files[self.name]}")
+        if self.split is not None and self.label_seed is not None:
+            raise ValueError(f"data.label_seed is {self.label_seed}, expected none: data.split says what is labelled")
         if self.name == "table" and self.test_path is None:
             raise ValueError("data.test_path is missing, expected the file of test rows")
         if self.name in ("digits", *POINTS) and self.path is not None:

@@ -52,7 +52,8 @@ def prepare(config: Config, folder: Path | None = None) -> Data:
 def train(config: Config, folder: Path, data: Data) -> list[dict]:
     """Trains every seed of `config` on `data` in the run `folder`, which may hold an earlier part of the same run.
 
-    Returns for each seed what `evaluate` says of the final weights on the test set, which is used for nothing else.
+    Returns for each seed its number, the training loss at the end, and what `evaluate` says of the final weights on the
+    test set, which is used for nothing else.
     """
     require_run(folder)
     with locked(folder):
@@ -64,7 +65,7 @@ def train(config: Config, folder: Path, data: Data) -> list[dict]:
                 title = f"seed {seed} ({number}/{config.seeds})"
                 SeedRun(config, folder, data, seed, device).train(position, title)
             state = load_state(final)
-            results.append({"seed": seed, **state["results"]})
+            results.append({"seed": seed, "loss": state["loss"], **state["results"]})
             position = state["metrics_position"]
         return results
 
@@ -115,7 +116,8 @@ class SeedRun:
             results = self._evaluate(state.served, self.data.test_x, self.data.test_labels)
             recorder.write(state.step, "test", results)
             tensors = {name: part for name, part in state.tensors().items() if name != "trainer"}
-            self._save(self.checkpoints / FINAL, state.step, tensors, recorder, {"results": results})
+            ended = {"results": results, "loss": self._loss()}
+            self._save(self.checkpoints / FINAL, state.step, tensors, recorder, ended)
         finally:
             recorder.close()
 
@@ -129,6 +131,11 @@ class SeedRun:
                     f"{line.get('seed')} for good; was its checkpoint in {self.checkpoints.parent} deleted? bring it "
                     "back, or start another run"
                 )
+
+    def _loss(self) -> float:
+        """What the last steps minimised, on average: which of several restarts to choose."""
+        of_seed = [line for line in read_metrics(self.folder / METRICS) if line["seed"] == self.seed]
+        return [line["loss"] for line in of_seed if line["split"] == "train"][-1]
 
     def _monitor(self, model: nn.Module) -> dict | None:
         rows = torch.from_numpy(self.split.monitor)
