@@ -1,0 +1,76 @@
+"""How classifiers without a flow do with the same few labels: the rows that every system's error stands beside.
+
+    python benchmarks/baselines.py configs/scnf-glow-digits.yaml --seeds 3            # on pixels or features as they are
+    python benchmarks/baselines.py configs/m1m2-digits.yaml --seeds 3 --m1 runs/m1-digits      # on the latents of an M1
+
+Each seed labels the rows that a training run of the configuration labels. Prints the error in percent of the test set.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastflow.models.feature_classifiers import CLASSIFIERS, feature_classifier
+from fastflow.training.build import Data, load_data, split
+from fastflow.training.config import Config
+from fastflow.training.config_file import load_config
+from fastflow.training.evaluate import ROWS
+from fastflow.training.inputs import model_input
+from fastflow.training.restore import restore
+from fastflow.training.results import mean_and_deviation
+
+SPREAD = 10_000  # label spreading's matrix is of rows squared
+
+
+def features(x: Tensor, levels: int, m1: torch.nn.Module | None) -> Tensor:
+    """[N, D]: latents of an M1, or x flattened, grey levels in [0, 1]."""
+    if m1 is not None:
+        return torch.cat([m1.embed(model_input(m1, part, None, levels)) for part in x.split(ROWS)])
+    return x.flatten(1).double() / max(1, levels - 1)
+
+
+def errors(data: Data, config: Config, seed: int, m1: torch.nn.Module | None) -> dict[str, float]:
+    """Test error in percent of each classifier."""
+    rows = split(data, config.data, seed)
+    labels = torch.full_like(data.train_labels, -1)
+    labels[rows.labelled] = data.train_labels[rows.labelled]
+    train, test = (features(x, data.levels, m1) for x in (data.train_x, data.test_x))
+    known, found = data.test_labels >= 0, {}
+    for kind in CLASSIFIERS:
+        seen = slice(None) if kind != "label_spreading" or len(train) <= SPREAD else _some(rows, labels)
+        predicted = feature_classifier(kind, train[seen], labels[seen]).predict(test.double().numpy())
+        wrong = torch.from_numpy(predicted) != data.test_labels
+        found[kind] = 100.0 * wrong[known].double().mean().item()
+    return found
+
+
+def _some(rows, labels: Tensor) -> Tensor:
+    """The labelled rows, and as many of the others as label spreading can hold."""
+    unlabelled = torch.from_numpy(rows.unlabelled)[: SPREAD - len(rows.labelled)]
+    return torch.cat([torch.from_numpy(rows.labelled), unlabelled])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="YAML file that names data and labels")
+    parser.add_argument("--seeds", type=int, default=3, help="label seeds, from the configuration's on (default: 3)")
+    parser.add_argument("--m1", type=Path, metavar="RUN", help="classify the latents of this M1")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change keys of the configuration")
+    args = parser.parse_args()
+    try:
+        config = load_config(args.config, args.set)
+        data = load_data(config.data)
+        m1 = restore(args.m1, "cpu")[0].model if args.m1 else None
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    found = [errors(data, config, config.seed + number, m1) for number in range(args.seeds)]
+    for kind in CLASSIFIERS:
+        mean, deviation = mean_and_deviation([result[kind] for result in found])
+        each = ", ".join(f"{result[kind]:.2f}" for result in found)
+        print(f"{kind:16} {mean:6.2f} ± {deviation:.2f}   ({each})")
+
+
+if __name__ == "__main__":
+    main()
