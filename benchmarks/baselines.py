@@ -1,7 +1,7 @@
 """How classifiers without a flow do with the same few labels: the rows that every system's error stands beside.
 
-    python benchmarks/baselines.py configs/scnf-glow-digits.yaml --seeds 3            # on pixels or features as they are
-    python benchmarks/baselines.py configs/m1m2-digits.yaml --seeds 3 --m1 runs/m1-digits      # on the latents of an M1
+    python benchmarks/baselines.py configs/scnf-glow-digits.yaml                     # on pixels or features
+    python benchmarks/baselines.py configs/m1m2-digits.yaml --m1 runs/m1-digits      # on the latents of an M1
 
 Each seed labels the rows that a training run of the configuration labels. Prints the error in percent of the test set.
 """
