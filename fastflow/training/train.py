@@ -35,8 +35,8 @@ from fastflow.training.state import TrainingState
 def prepare(config: Config, folder: Path | None = None) -> Data:
     """The data of a configuration, and every mistake in it that can be seen before a run folder exists.
 
-    Seeds that have a checkpoint in `folder`, of a run to go on with, no longer need the pretrained weights. From here on
-    this process, and the threads it has yet to make, flush denormal numbers to zero: Adam's squares of small gradients
+    Seeds that have a checkpoint in `folder`, of a run to go on with, no longer need the pretrained weights. From here
+    on this process, and threads it has yet to make, flush denormal numbers to zero: Adam's squares of small gradients
     are such, and cost a CPU half of its time.
     """
     torch.set_flush_denormal(True)
