@@ -1,0 +1,50 @@
+"""The rows of any data set, in the form that a model takes them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastflow.data import ImageData, VectorData
+from fastflow.figures.style import SHOWN
+from fastflow.models import ClassBound
+from fastflow.training.evaluate import ROWS
+
+Data = ImageData | VectorData
+
+
+def train_rows(data: Data) -> tuple[Tensor, Tensor]:
+    """(x, labels) of the training set, -1 where unknown."""
+    return (data.train_images if isinstance(data, ImageData) else data.train_features), data.train_labels
+
+
+def test_rows(data: Data) -> tuple[Tensor, Tensor]:
+    """(x, labels) of the test set."""
+    return (data.test_images if isinstance(data, ImageData) else data.test_features), data.test_labels
+
+
+def one_of_each_class(data: Data) -> tuple[Tensor, Tensor]:
+    """(x, labels) of the first test row of each class that has any, of the first `SHOWN` classes."""
+    x, labels = test_rows(data)
+    rows = [int((labels == label).nonzero()[0]) for label in range(data.classes) if label in labels][:SHOWN]
+    return x[rows], labels[rows]
+
+
+def prepared(model: nn.Module, data: Data, x: Tensor) -> Tensor:
+    """x on the model's device: grey levels as they are, but for a `ClassBound` as intensities in [0, 1]."""
+    x = x.to(next(model.parameters()).device)
+    return x / (data.levels - 1) if isinstance(model, ClassBound) and isinstance(data, ImageData) else x
+
+
+def as_shown(data: ImageData, images: Tensor) -> Tensor:
+    """Grey levels as floats inside (0, 1), at the middle of each level."""
+    return (images + 0.5) / data.levels
+
+
+@torch.no_grad()
+def in_batches(function: Callable, model: nn.Module, data: Data, x: Tensor, *more: Tensor) -> dict[str, Tensor]:
+    """`function(x, *more)`, a dict of tensors [B, ...], of all rows, `ROWS` at a time, on the model's device."""
+    device = next(model.parameters()).device
+    batches = zip(*(part.split(ROWS) for part in (x, *more)), strict=True)
+    results = [function(prepared(model, data, x), *(part.to(device) for part in more)) for x, *more in batches]
+    return {name: torch.cat([result[name] for result in results]) for name in results[0]}
