@@ -17,21 +17,24 @@ TITLES = {  # metrics of one title share a panel; one that is not here has a pan
     "nll_labelled": "training: $-\\log\\,p$, nats a row",
     "nll": "$-\\log\\,p(x)$, nats a row",
     "bits_per_dim": "bits/dim",
+    "bits_per_dim_bound": "bits/dim, at most",
+    "nll_bound": "$-\\log\\,p(x)$, at most, nats a row",
     "error": "error, %",
     "cross_entropy": "$-\\log\\,p(y|x)$, nats a row",
     "view_cross_entropy": "$-\\log\\,p(y|x)$ of views, nats a row",
     "accuracy": "accuracy on the labelled rows of a batch",
     "pseudo_share": "share of rows with a pseudo-label",
-    "bound": "lower bound on $\\log\\,p$, nats a row",
-    "elbo": "lower bound on $\\log\\,p$, nats a row",
+    "bound_unlabelled": "training: lower bound on $\\log\\,p$, nats a row",
+    "bound_labelled": "training: lower bound on $\\log\\,p$, nats a row",
     "consistency": "consistency loss",
     "agreement": "share of rows whose views agree",
     "knowledge": "TzK: $-\\log\\,M + \\log\\,p(T)$, nats a row",
-    "penalty": "penalty",
+    "penalty": "TzK: penalty, nats a row",
     "loss": "loss",
     "grad_norm": "norm of the gradient, before it is clipped",
 }
-NAMES = {"nll_unlabelled": "unlabelled", "nll_labelled": "labelled", "cross_entropy": "labelled"}
+NAMES = {"nll_unlabelled": "unlabelled", "nll_labelled": "labelled", "cross_entropy": "labelled",
+         "bound_unlabelled": "unlabelled", "bound_labelled": "labelled"}
 NOT_DRAWN = {"seed", "step", "split", "lr", "images_per_second"}  # of the machine or the configuration, not the model
 COLUMNS = 3
 

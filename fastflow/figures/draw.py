@@ -25,7 +25,7 @@ from fastflow.figures.latents import confusion, latents
 from fastflow.figures.points import points
 from fastflow.figures.probe import obfuscation_probe, probe_picture
 from fastflow.figures.rows import Data
-from fastflow.figures.samples import draw_samples, kinds, samples
+from fastflow.figures.samples import samples, samples_that_are_finite, title_of
 from fastflow.figures.style import STYLE
 from fastflow.training.record import read_metrics
 from fastflow.training.restore import Restored
@@ -76,7 +76,7 @@ def pictures(model: nn.Module, data: Data, labelled: list[int], seed: int) -> di
             chosen["interpolations"] = partial(interpolations, model, data)
         if hasattr(model, "analogies"):
             chosen["analogies"] = partial(analogies, model, data)
-            chosen["style-planes"] = partial(style_planes, model)
+            chosen["style-planes"] = partial(style_planes, model, data)
             chosen["styles"] = partial(styles, model, seed)
         elif hasattr(model, "decode") and not classes:
             chosen["reconstructions"] = partial(reconstructions, model, data)
@@ -94,7 +94,7 @@ def _separates(model: nn.Module) -> bool:
 
 
 def _samples(model: nn.Module, seed: int) -> Figure:
-    return samples(draw_samples(model, kinds(model), PER_KIND, seed=seed), kinds(model), 1.0)
+    return samples(*samples_that_are_finite(model, PER_KIND, seed=seed), title_of(model))
 
 
 def _probe(model: nn.Module, data: Data, folder: Path, seed: int) -> list[Path]:

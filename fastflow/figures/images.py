@@ -7,12 +7,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fastflow.data import ImageData
-from fastflow.figures.rows import as_shown, one_of_each_class, prepared, test_rows
+from fastflow.figures.latents import POINTS, embedded
+from fastflow.figures.rows import as_shown, in_batches, one_of_each_class, prepared, test_rows
 from fastflow.figures.style import COLORS, SHOWN
 from fastflow.figures.tiles import frame, tile
 from fastflow.models import style_plane
 
-STEPS = 9  # of an interpolation, both ends included
+STEPS = 11  # of an interpolation, both ends included
 PLANE = 7  # styles along each side of a plane
 FEW = 10  # images in a row
 
@@ -80,7 +81,7 @@ def reconstructions(model: nn.Module, data: ImageData) -> Figure:
     """Test images and what the mean of their latents decodes to."""
     images = test_rows(data)[0][:FEW]
     decoded = model.decode(model.embed(prepared(model, data, images))).cpu()
-    figure = Figure(figsize=(0.5 * len(images) + 1.4, 1.7))
+    figure = Figure(figsize=(0.5 * len(images) + 1.4, 1.5))
     axes = figure.subplots()
     tile(axes, torch.stack([as_shown(data, images), decoded]))
     axes.set_xticks([])
@@ -89,13 +90,19 @@ def reconstructions(model: nn.Module, data: ImageData) -> Figure:
     return figure
 
 
-def style_planes(model: nn.Module) -> Figure:
-    """Fixed class, moving style: for each class the same grid of two style dimensions, all others 0."""
-    z = style_plane(model.latent, PLANE).to(next(model.parameters()))
+def style_planes(model: nn.Module, data: ImageData) -> Figure:
+    """Fixed class, moving style: for each class the same grid of two style dimensions, all others 0.
+
+    The two dimensions are those that vary most over test images: others may hold no more than their prior.
+    """
+    images, labels = test_rows(data)
+    found = in_batches(lambda *rows: embedded(model, *rows), model, data, images[:POINTS], labels[:POINTS])
+    dims = tuple(found["style"].std(0).topk(2).indices.tolist())
+    z = style_plane(model.latent, PLANE, dims).to(next(model.parameters()))
     decoded = model.decode(z)[:, :SHOWN].transpose(0, 1).unflatten(1, (PLANE, PLANE)).cpu()  # [K, PLANE, PLANE, *shape]
     columns = min(5, len(decoded))
     rows = math.ceil(len(decoded) / columns)
-    figure = Figure(figsize=(2.0 * columns, 2.2 * rows + 0.4))
+    figure = Figure(figsize=(max(4.5, 2.0 * columns), 2.2 * rows + 0.5))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels[len(decoded):]:
         panel.remove()
@@ -104,8 +111,8 @@ def style_planes(model: nn.Module) -> Figure:
         panel.set_xticks([])
         panel.set_yticks([])
         panel.set_title(f"class {label}", loc="left")
-    figure.suptitle("fixed class; down and across: the first two style dimensions, at equally probable steps",
-                    fontsize=10, x=0.01, ha="left")
+    figure.suptitle(f"fixed class; down and across: style dimensions {dims[0]} and {dims[1]},\n"
+                    "which vary most over test images, at equally probable steps", fontsize=10, x=0.01, ha="left")
     return figure
 
 

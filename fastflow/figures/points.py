@@ -9,7 +9,7 @@ from torch import nn
 
 from fastflow.data import VectorData
 from fastflow.figures.rows import in_batches
-from fastflow.figures.samples import all_classes, draw_samples, scatter_samples
+from fastflow.figures.samples import all_classes, draw_samples, scatter_samples, title_of
 from fastflow.figures.style import color_of
 
 GRID = 200  # points along each side
@@ -43,7 +43,7 @@ def points(model: nn.Module, data: VectorData, labelled: list[int], seed: int) -
     left.set_title("training points" + (", labelled ones large" if classes else ""), loc="left")
     shown = draw_samples(model, classes, -(-DRAWN // len(classes or [0])), seed=seed)
     scatter_samples(right, shown, classes)
-    right.set_title("samples", loc="left")
+    right.set_title(title_of(model), loc="left")
     for panel in (left, right):
         panel.set_aspect("equal")
         panel.set_xlim(axes[0][0], axes[0][-1])

@@ -41,8 +41,7 @@ def probe_picture(result: dict) -> Figure:
     """The accuracies of `obfuscation_probe` as bars."""
     figure = Figure(figsize=(5.2, 2.3))
     axes = figure.subplots()
-    names = {"$z_f$, what the class head sees": "z_f", "$z_h$, given the true class": "z_h",
-             "chance": "chance"}
+    names = {"$z_f$, what the class head sees": "z_f", "$z_h$, given the true class": "z_h", "chance": "chance"}
     bars = axes.barh(list(names), [100 * result[name] for name in names.values()],
                      color=[COLORS[0], COLORS[1], "0.7"], height=0.6)
     axes.bar_label(bars, fmt="%.1f %%", padding=3)
@@ -51,8 +50,8 @@ def probe_picture(result: dict) -> Figure:
     axes.set_xticks(range(0, 101, 20))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"accuracy on {result['test_rows']} test rows, %")
-    axes.set_title(f"classifiers on latents of {result['train_rows']} training rows, {result['epochs']} epochs",
-                   loc="left", x=-0.52)
+    figure.suptitle(f"classifiers on latents of {result['train_rows']} training rows, {result['epochs']} epochs",
+                    fontsize=10, x=0.01, ha="left")
     return figure
 
 

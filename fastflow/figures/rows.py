@@ -19,8 +19,10 @@ def train_rows(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def test_rows(data: Data) -> tuple[Tensor, Tensor]:
-    """(x, labels) of the test set."""
-    return (data.test_images if isinstance(data, ImageData) else data.test_features), data.test_labels
+    """(x, labels) of the test set; only rows of known class, if there are any."""
+    x, labels = (data.test_images if isinstance(data, ImageData) else data.test_features), data.test_labels
+    known = labels >= 0
+    return (x[known], labels[known]) if known.any() else (x, labels)
 
 
 def one_of_each_class(data: Data) -> tuple[Tensor, Tensor]:
@@ -31,7 +33,7 @@ def one_of_each_class(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def prepared(model: nn.Module, data: Data, x: Tensor) -> Tensor:
-    """x on the model's device: grey levels as they are, but for a `ClassBound` as intensities in [0, 1]."""
+    """x on the model's device: grey levels as they are, but for a `ClassBound` as probabilities of a 1."""
     x = x.to(next(model.parameters()).device)
     return x / (data.levels - 1) if isinstance(model, ClassBound) and isinstance(data, ImageData) else x
 

@@ -1,5 +1,6 @@
 """Draws of a model, as a picture or as arrays."""
 
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fastflow.figures.style import SHOWN, STYLE, color_of
 from fastflow.figures.tiles import tile
+from fastflow.models import ClassBound
 
 Kind = int | str  # a class, or the name of one of TzK's knowledge types
 
@@ -34,10 +36,31 @@ def draw_samples(model: nn.Module, kinds: list[Kind] | None, count: int, *, seed
     if count < 1:
         raise ValueError(f"sample: count is {count}, expected at least 1")
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    options = {"temperature": temperature, "generator": generator}
-    if kinds is None:
-        return model.sample(count, **options)[None].cpu()
-    return torch.stack([model.sample(count, kind, **options) for kind in kinds]).cpu()
+    drawn = [_draw(model, kind, count, temperature, generator) for kind in kinds or [None]]
+    return torch.stack(drawn).cpu()
+
+
+def samples_that_are_finite(model: nn.Module, count: int, *, seed: int) -> tuple[Tensor, list[Kind] | None]:
+    """`draw_samples` of all `kinds` that have finite ones, and these kinds; others are named on stderr.
+
+    Raises FloatingPointError where none has.
+    """
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    drawn = {}
+    for kind in kinds(model) or [None]:
+        try:
+            drawn[kind] = _draw(model, kind, count, 1.0, generator).cpu()
+        except FloatingPointError as error:
+            failure = error
+            print(f"fastflow: no samples of {kind}: {error}", file=sys.stderr)
+    if not drawn:
+        raise failure
+    return torch.stack(list(drawn.values())), None if None in drawn else list(drawn)
+
+
+def _draw(model: nn.Module, kind: Kind | None, count: int, temperature: float, generator: torch.Generator) -> Tensor:
+    given = {} if kind is None else {"y": kind}  # M1's `sample` takes none
+    return model.sample(count, temperature=temperature, generator=generator, **given)
 
 
 def save_samples(model: nn.Module, path: Path, label: int | None, count: int, *, seed: int, temperature: float) -> None:
@@ -60,7 +83,7 @@ def save_samples(model: nn.Module, path: Path, label: int | None, count: int, *,
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         with matplotlib.rc_context(STYLE):
-            (samples if images else sample_points)(drawn, classes, temperature).savefig(path)
+            (samples if images else sample_points)(drawn, classes, title_of(model, temperature)).savefig(path)
     else:
         rows = drawn.flatten(0, 1)
         if getattr(model, "dequantize", None) is not None:
@@ -69,7 +92,13 @@ def save_samples(model: nn.Module, path: Path, label: int | None, count: int, *,
         np.savez_compressed(path, **{"images" if images else "features": rows.numpy()}, **labels)
 
 
-def samples(images: Tensor, kinds: list[Kind] | None, temperature: float) -> Figure:
+def title_of(model: nn.Module, temperature: float = 1.0) -> str:
+    """What `model.sample` draws."""
+    what = "means of $p(x|z)$ at sampled $z$" if isinstance(model, ClassBound) else "samples"
+    return f"{what}, temperature {temperature:g}"
+
+
+def samples(images: Tensor, kinds: list[Kind] | None, title: str) -> Figure:
     """A row of `images` [rows, columns, C, H, W] in [0, 1] for each of `kinds`, or one row."""
     rows, columns = images.shape[:2]
     wide = max((len(str(kind)) for kind in kinds or []), default=0)
@@ -82,11 +111,11 @@ def samples(images: Tensor, kinds: list[Kind] | None, temperature: float) -> Fig
         axes.set_ylabel("class" if isinstance(kinds[0], int) else "")
     else:
         axes.set_yticks([])
-    axes.set_title(f"samples, temperature {temperature:g}", loc="left")
+    axes.set_title(title, loc="left")
     return figure
 
 
-def sample_points(points: Tensor, classes: list[Kind] | None, temperature: float) -> Figure:
+def sample_points(points: Tensor, classes: list[Kind] | None, title: str) -> Figure:
     """Samples [rows, columns, 2] in the plane, a colour for each of `classes`."""
     figure = Figure(figsize=(5, 4.4))
     axes = figure.subplots()
@@ -94,7 +123,7 @@ def sample_points(points: Tensor, classes: list[Kind] | None, temperature: float
     axes.set_aspect("equal", adjustable="datalim")
     if classes:
         axes.legend(title="class", frameon=False, markerscale=2)
-    axes.set_title(f"samples, temperature {temperature:g}", loc="left")
+    axes.set_title(title, loc="left")
     return figure
 
 

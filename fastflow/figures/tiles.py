@@ -30,4 +30,4 @@ def frame(axes: Axes, row: int, column: int, shape: tuple[int, int, int], color)
     """Frames one image of shape (C, H, W) of the table that `tile` made."""
     _, height, width = shape
     corner = (axes.get_xticks()[column] - width / 2, axes.get_yticks()[row] - height / 2)
-    axes.add_patch(Rectangle(corner, width, height, fill=False, color=color, linewidth=1.5))
+    axes.add_patch(Rectangle(corner, width, height, fill=False, color=color, linewidth=1.5, clip_on=False))
