@@ -24,9 +24,9 @@ from fastflow.figures.images import (
 from fastflow.figures.latents import confusion, latents
 from fastflow.figures.points import points
 from fastflow.figures.probe import obfuscation_probe, probe_picture
-from fastflow.figures.rows import Data
 from fastflow.figures.samples import samples, samples_that_are_finite, title_of
 from fastflow.figures.style import STYLE
+from fastflow.training.build import Data
 from fastflow.training.record import read_metrics
 from fastflow.training.restore import Restored
 from fastflow.training.run import METRICS

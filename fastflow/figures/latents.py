@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
-from fastflow.figures.rows import Data, in_batches, test_rows
+from fastflow.figures.rows import in_batches, test_rows
 from fastflow.figures.style import SHOWN, color_of
+from fastflow.training.build import Data
 
 POINTS = 2000  # test rows in the picture of the latents, at most
 FEW = 5  # fewer have no neighbourhoods to draw

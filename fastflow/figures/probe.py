@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastflow.figures.latents import embedded
-from fastflow.figures.rows import Data, in_batches, test_rows, train_rows
+from fastflow.figures.rows import in_batches, test_rows
 from fastflow.figures.style import COLORS
+from fastflow.training.build import Data
 
 BATCH = 256
 HIDDEN = 256
@@ -24,7 +25,7 @@ def obfuscation_probe(model: nn.Module, data: Data, *, epochs: int = 100, seed: 
 
     Source: Atanov et al. 2019 (SCNF, arXiv 1905.00505): Adam at 1e-3 with linear decay, batches of 256, 100 epochs.
     """
-    x, labels = train_rows(data)
+    x, labels = data.train_x, data.train_labels
     known = labels >= 0
     if not known.any():
         raise ValueError(f"obfuscation_probe: {data.name} has no training row of known class, expected some")

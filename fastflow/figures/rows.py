@@ -5,22 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastflow.data import ImageData, VectorData
+from fastflow.data import ImageData
 from fastflow.figures.style import SHOWN
-from fastflow.models import ClassBound
+from fastflow.training.build import Data
 from fastflow.training.evaluate import ROWS
-
-Data = ImageData | VectorData
-
-
-def train_rows(data: Data) -> tuple[Tensor, Tensor]:
-    """(x, labels) of the training set, -1 where unknown."""
-    return (data.train_images if isinstance(data, ImageData) else data.train_features), data.train_labels
+from fastflow.training.inputs import model_input
 
 
 def test_rows(data: Data) -> tuple[Tensor, Tensor]:
     """(x, labels) of the test set; only rows of known class, if there are any."""
-    x, labels = (data.test_images if isinstance(data, ImageData) else data.test_features), data.test_labels
+    x, labels = data.test_x, data.test_labels
     known = labels >= 0
     return (x[known], labels[known]) if known.any() else (x, labels)
 
@@ -33,9 +27,8 @@ def one_of_each_class(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def prepared(model: nn.Module, data: Data, x: Tensor) -> Tensor:
-    """x on the model's device: grey levels as they are, but for a `ClassBound` as probabilities of a 1."""
-    x = x.to(next(model.parameters()).device)
-    return x / (data.levels - 1) if isinstance(model, ClassBound) and isinstance(data, ImageData) else x
+    """x on the model's device as the model takes it, without noise."""
+    return model_input(model, x.to(next(model.parameters()).device), None, data.levels)
 
 
 def as_shown(data: ImageData, images: Tensor) -> Tensor:
