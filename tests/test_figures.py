@@ -49,14 +49,14 @@ def plain_flow() -> SCNF:
 
 
 OF_IMAGES = {
-    small: {"samples", "label-swaps", "interpolations", "latents", "confusion"},
+    small: {"samples", "prototypes", "label-swaps", "interpolations", "latents", "confusion"},
     plain_flow: {"samples", "interpolations", "latents"},
     small_image: {"samples", "prototypes", "interpolations", "latents", "confusion"},
-    lambda: tzk_images()[0]: {"samples", "interpolations", "latents", "confusion"},
+    lambda: tzk_images()[0]: {"samples", "prototypes", "interpolations", "latents", "confusion"},
     m1: {"samples", "reconstructions", "latents"},
-    lambda: scatter(M2((1, 8, 8), 3, 4, (5,)), 0.3): {"samples", "analogies", "style-planes", "styles", "latents",
-                                                     "confusion"},
-    m1m2: {"samples", "analogies", "style-planes", "styles", "latents", "confusion"},
+    lambda: scatter(M2((1, 8, 8), 3, 4, (5,)), 0.3): {"samples", "prototypes", "analogies", "style-planes",
+                                                     "styles", "latents", "confusion"},
+    m1m2: {"samples", "prototypes", "analogies", "style-planes", "styles", "latents", "confusion"},
 }
 
 
@@ -101,14 +101,16 @@ def test_latents_of_the_plane_are_drawn_as_they_are_with_the_class_means():
 
 
 def test_points_have_regions_contours_and_marks():
-    data = vector_data(2)
-    left, right = points(small_toy(3), data, [4, 7], 0).axes
+    data, model = vector_data(2), small_toy(3)
+    left, right = points(model, data, [4, 7], 0).axes
     everything, labelled = left.collections[-2:]
     assert len(everything.get_offsets()) == 40
     np.testing.assert_array_equal(labelled.get_offsets(), data.train_features[[4, 7]])
     assert left.images
     assert len(left.collections) == 3  # contours too
-    assert [len(drawn.get_offsets()) for drawn in right.collections] == [334] * 3
+    *of_classes, prototypes = [drawn.get_offsets() for drawn in right.collections]
+    assert [len(drawn) for drawn in of_classes] == [334] * 3
+    np.testing.assert_allclose(prototypes, model.prototypes(), rtol=1e-6)
 
 
 def test_confusion_counts_the_rows_whose_class_is_known():

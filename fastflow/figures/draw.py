@@ -57,9 +57,14 @@ def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
                     continue
                 if figure is not None:
                     files.append(_save(figure, folder / f"{name}-seed-{run.seed}.png"))
-            if _separates(run.model):
+            if separates(run.model):
                 files += _probe(run.model, data, folder, run.seed)
     return files
+
+
+def separates(model: nn.Module) -> bool:
+    """Whether its latents have a part that the class explains and one that it should not."""
+    return model.classes > 1 and hasattr(model, "reconstruct")
 
 
 def pictures(model: nn.Module, data: Data, labelled: list[int], seed: int) -> dict[str, Callable[[], Figure | None]]:
@@ -68,16 +73,17 @@ def pictures(model: nn.Module, data: Data, labelled: list[int], seed: int) -> di
     chosen: dict[str, Callable[[], Figure | None]] = {}
     if isinstance(data, ImageData):
         chosen["samples"] = partial(_samples, model, seed)
-        if hasattr(model, "prototypes"):
+        if classes:
             chosen["prototypes"] = partial(prototypes, model)
-        if classes and hasattr(model, "reconstruct"):
+        if separates(model):
             chosen["label-swaps"] = partial(label_swaps, model, data)
         if hasattr(model, "trunk"):
             chosen["interpolations"] = partial(interpolations, model, data)
         if hasattr(model, "analogies"):
             chosen["analogies"] = partial(analogies, model, data)
-            chosen["style-planes"] = partial(style_planes, model, data)
             chosen["styles"] = partial(styles, model, seed)
+            if model.latent > 1:
+                chosen["style-planes"] = partial(style_planes, model, data)
         elif hasattr(model, "decode") and not classes:
             chosen["reconstructions"] = partial(reconstructions, model, data)
     elif data.shape == (2,):
@@ -86,11 +92,6 @@ def pictures(model: nn.Module, data: Data, labelled: list[int], seed: int) -> di
     if classes:
         chosen["confusion"] = partial(confusion, model, data)
     return chosen
-
-
-def _separates(model: nn.Module) -> bool:
-    """Whether its latents have a part that the class explains and one that it should not."""
-    return model.classes > 1 and hasattr(model, "reconstruct")
 
 
 def _samples(model: nn.Module, seed: int) -> Figure:

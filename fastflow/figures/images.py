@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastflow.data import ImageData
 from fastflow.figures.latents import POINTS, embedded
 from fastflow.figures.rows import as_shown, in_batches, one_of_each_class, prepared, test_rows
+from fastflow.figures.samples import all_classes, draw_samples
 from fastflow.figures.style import COLORS, SHOWN
 from fastflow.figures.tiles import frame, tile
 from fastflow.models import style_plane
@@ -35,14 +36,14 @@ def analogies(model: nn.Module, data: ImageData) -> Figure:
 
 
 def prototypes(model: nn.Module) -> Figure:
-    """What the class means decode to."""
-    images = model.prototypes()[:SHOWN].cpu()
+    """The sample of each class at temperature 0: of FlowGMM, what the class means decode to."""
+    images = draw_samples(model, all_classes(model)[:SHOWN], 1, seed=0, temperature=0.0)[:, 0]
     figure = Figure(figsize=(max(3.0, 0.6 * len(images) + 0.4), 1.3))
     axes = figure.subplots()
     tile(axes, images[None])
     axes.set_yticks([])
     axes.set_xlabel("class")
-    axes.set_title("the images whose latents are the class means", loc="left")
+    axes.set_title("class prototypes: samples at temperature 0", loc="left")
     return figure
 
 

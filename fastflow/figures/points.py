@@ -43,6 +43,10 @@ def points(model: nn.Module, data: VectorData, labelled: list[int], seed: int) -
     left.set_title("training points" + (", labelled ones large" if classes else ""), loc="left")
     shown = draw_samples(model, classes, -(-DRAWN // len(classes or [0])), seed=seed)
     scatter_samples(right, shown, classes)
+    if classes:
+        prototypes = draw_samples(model, classes, 1, seed=seed, temperature=0.0)[:, 0]
+        right.scatter(*prototypes.T, s=140, marker="*", linewidths=1.0, edgecolors="black",
+                      color=[color_of(label) for label in classes], zorder=3)
     right.set_title(title_of(model), loc="left")
     for panel in (left, right):
         panel.set_aspect("equal")
@@ -50,6 +54,9 @@ def points(model: nn.Module, data: VectorData, labelled: list[int], seed: int) -
         panel.set_ylim(axes[1][0], axes[1][-1])
     handles = [Line2D([], [], marker="o", linestyle="", color=color_of(label)) for label in classes or []]
     names = [f"class {label}" for label in classes or []]
+    if classes:
+        handles.append(Line2D([], [], marker="*", linestyle="", markersize=11, color="0.7", markeredgecolor="black"))
+        names.append("prototype (temperature 0)")
     if hasattr(model, "log_prob"):
         handles += [Line2D([], [], color="0.2", linewidth=0.8)]
         names += ["$p(x)$: holds " + ", ".join(f"{100 * share:g}" for share in reversed(HELD)) + "\n% of test points"]
@@ -72,4 +79,6 @@ def _contours(panel: Axes, model: nn.Module, data: VectorData, grid: torch.Tenso
     density, of_test = (in_batches(lambda x: {"p": model.log_prob(x)}, model, data, x)["p"].double().cpu()
                         for x in (grid, data.test_features))
     levels = sorted({float(of_test.quantile(1 - share)) for share in HELD})
-    panel.contour(*axes, density.view(GRID, GRID), levels=levels, colors="0.2", linewidths=0.8, linestyles="-")
+    density = density.clamp(min=levels[0] - 1)
+    if levels := [level for level in levels if level < density.max()]:  # a narrow peak may lie between grid points
+        panel.contour(*axes, density.view(GRID, GRID), levels=levels, colors="0.2", linewidths=0.8, linestyles="-")
