@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fastflow.data import ImageData
 from fastflow.figures.style import SHOWN
@@ -40,6 +41,7 @@ def as_shown(data: ImageData, images: Tensor) -> Tensor:
 def in_batches(function: Callable, model: nn.Module, data: Data, x: Tensor, *more: Tensor) -> dict[str, Tensor]:
     """`function(x, *more)`, a dict of tensors [B, ...], of all rows, `ROWS` at a time, on the model's device."""
     device = next(model.parameters()).device
-    batches = zip(*(part.split(ROWS) for part in (x, *more)), strict=True)
+    batches = list(zip(*(part.split(ROWS) for part in (x, *more)), strict=True))
+    batches = tqdm(batches, desc="figures", unit=" batches", disable=None, delay=5, leave=False)
     results = [function(prepared(model, data, x), *(part.to(device) for part in more)) for x, *more in batches]
     return {name: torch.cat([result[name] for result in results]) for name in results[0]}
