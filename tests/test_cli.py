@@ -65,7 +65,7 @@ def test_samples_are_repeatable_arrays_and_a_picture(trained, tmp_path, capsys):
 
 def test_figures_of_a_checkpoint(trained, tmp_path, capsys):
     assert call("figures", trained / "run/checkpoints/seed-1/final", "--out", tmp_path / "figures") == 0
-    names = ("samples", "label-swaps", "interpolations", "latents", "confusion", "probe")
+    names = ("samples", "prototypes", "label-swaps", "interpolations", "latents", "confusion", "probe")
     expected = ["curves.png", *(f"{name}-seed-1.png" for name in names), "probe-seed-1.json"]
     assert {path.name for path in (tmp_path / "figures").iterdir()} == set(expected)
     assert [Path(line.split()[1]).name for line in capsys.readouterr().out.splitlines()] == expected
