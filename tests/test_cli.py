@@ -65,7 +65,8 @@ def test_samples_are_repeatable_arrays_and_a_picture(trained, tmp_path, capsys):
 
 def test_figures_of_a_checkpoint(trained, tmp_path, capsys):
     assert call("figures", trained / "run/checkpoints/seed-1/final", "--out", tmp_path / "figures") == 0
-    expected = ["curves.png", *(f"{name}-seed-1.png" for name in ("samples", "label-swaps", "latents", "confusion"))]
+    names = ("samples", "prototypes", "label-swaps", "interpolations", "latents", "confusion", "probe")
+    expected = ["curves.png", *(f"{name}-seed-1.png" for name in names), "probe-seed-1.json"]
     assert {path.name for path in (tmp_path / "figures").iterdir()} == set(expected)
     assert [Path(line.split()[1]).name for line in capsys.readouterr().out.splitlines()] == expected
 
@@ -219,7 +220,8 @@ def test_a_model_without_classes_is_trained_resumed_evaluated_sampled_and_drawn(
     printed = "".join(capsys.readouterr())
     assert "held-out rows: bits/dim" in printed
     assert "error" not in printed
-    assert {path.name for path in Path("flow/figures").iterdir()} == {"curves.png", "samples-seed-0.png"}
+    assert {path.name for path in Path("flow/figures").iterdir()} == {
+        "curves.png", "samples-seed-0.png", "interpolations-seed-0.png", "latents-seed-0.png"}
     whole = outcome(work / "flow")
     for name in ("final", "step-00000004"):
         shutil.rmtree(work / "flow/checkpoints/seed-0" / name)

@@ -32,7 +32,8 @@ def test_digits_train_eval_sample_figures(tmp_path):
     assert results["error"] < 25.0
     assert results["bits_per_dim"] < 2.4
     assert f"{results['error']:.2f}" in printed
-    pictures = ["curves", "samples-seed-0", "label-swaps-seed-0", "latents-seed-0", "confusion-seed-0"]
+    pictures = ["curves", "samples-seed-0", "label-swaps-seed-0", "latents-seed-0", "confusion-seed-0",
+                "interpolations-seed-0", "probe-seed-0"]
     for name in pictures:
         assert f"figures/{name}.png" in printed
         assert (run / f"figures/{name}.png").stat().st_size > 5000

@@ -52,4 +52,8 @@ def test_a_system_is_trained_resumed_evaluated_sampled_and_drawn(run, capsys):
     assert len(read_metrics(run / "metrics.jsonl")) == 5
     with np.load(run / "splits/seed-0.npz") as split:
         assert len(split["labelled"]) == config["data"]["labels"]
-    #assert list((run / "figures").glob("*.png"))
+    assert call("figures", run) == 0
+    drawn = {path.stem.removesuffix("-seed-0") for path in (run / "figures").iterdir()}
+    assert drawn >= {"curves", "points" if config["data"]["name"] == "moons" else "latents"}
+    assert ("confusion" in drawn) == (config["data"]["labels"] > 0)
+    assert call("sample", run, "--count", 2, "--out", "drawn.npz") == 0

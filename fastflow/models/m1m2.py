@@ -76,13 +76,17 @@ class M1M2(ClassBound):
     @torch.no_grad()
     def decode(self, z: Tensor, y: int | Tensor | None = None) -> Tensor:
         """As `M2.decode`, through the mean of p(z1 | y, z2) to that of p(x | z1): [N, *shape] or [N, K, *shape]."""
-        means = self.m2.decode(z, y)
-        z1 = means.new_zeros(*means.shape[:-1], self.m1.latent).index_copy(-1, self.units, means)
-        return self.m1.decode(z1.flatten(0, -2)).view(*means.shape[:-1], *self.shape)
+        return self._images(self.m2.decode(z, y))
 
     def analogies(self, x: Tensor, y: int | Tensor | None = None) -> Tensor:
         """[B, K, *shape] x's style with every class, see `M2.analogies`."""
         return self.decode(self.embed(x, y))
+
+    @torch.no_grad()
+    def sample(self, n: int, y: int | Tensor | None = None, temperature: float = 1.0,
+               generator: torch.Generator | None = None) -> Tensor:
+        """[n, *shape] means of p(x | z1), of samples as `M2.sample` has them."""
+        return self._images(self.m2.sample(n, y, temperature, generator))
 
     def _parts(self, noise: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The noise of M1 and that of M2."""
@@ -95,3 +99,8 @@ class M1M2(ClassBound):
 
     def _features(self, x: Tensor) -> Tensor:
         return self._latents(x, None)[:, self.units]
+
+    def _images(self, means: Tensor) -> Tensor:
+        """[*, *shape] means of p(x | z1), of means [*, len(units)] of p(z1 | y, z2); the other units are 0."""
+        z1 = means.new_zeros(*means.shape[:-1], self.m1.latent).index_copy(-1, self.units, means)
+        return self.m1.decode(z1.flatten(0, -2)).view(*means.shape[:-1], *self.shape)
