@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace) -> int:
     print(f"tensorboard  {folder / 'tensorboard'}")
     print(f"checkpoints  {folder / 'checkpoints'}", flush=True)
     if not args.no_figures:
-        _draw(folder, folder / "figures", config.device)
+        _draw(folder, folder / "figures", config.device, probe=False)
     return 0
 
 
@@ -135,15 +135,15 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    _draw(args.target, args.out, args.device)
+    _draw(args.target, args.out, args.device, probe=True)
 
 
-def _draw(target: Path, out: Path | None, device: str) -> None:
+def _draw(target: Path, out: Path | None, device: str, probe: bool) -> None:
     from fastflow.figures import draw_figures
     from fastflow.training.restore import restore
 
     runs = restore(target, device)
-    for path in draw_figures(runs, out or _figures_folder(runs[0])):
+    for path in draw_figures(runs, out or _figures_folder(runs[0]), probe):
         print(f"figure       {path}", flush=True)
 
 
@@ -211,7 +211,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, metavar="FILE",
                         help=".png a picture, .npz images and labels (default: samples-SEED.png beside the figures)")
 
-    figures = _add(commands, "figures", _figures, "draw curves, samples, label swaps, latents and confusions",
+    figures = _add(commands, "figures", _figures, "draw all that the model has to show",
                    "Draws every figure of a run, or of one checkpoint, as PNG files.")
     figures.add_argument("target", type=Path, metavar="RUN_OR_CHECKPOINT")
     figures.add_argument("--out", type=Path, metavar="FOLDER", help="default: figures/ in the run folder")

@@ -35,7 +35,7 @@ TITLES = {  # metrics of one title share a panel; one that is not here has a pan
 }
 NAMES = {"nll_unlabelled": "unlabelled", "nll_labelled": "labelled", "cross_entropy": "labelled",
          "bound_unlabelled": "unlabelled", "bound_labelled": "labelled"}
-NOT_DRAWN = {"seed", "step", "split", "lr", "images_per_second"}  # of the machine or the configuration, not the model
+NOT_DRAWN = {"seed", "step", "split", "lr", "rows_per_second"}  # of the machine or the configuration, not the model
 COLUMNS = 3
 
 

@@ -34,8 +34,10 @@ from fastflow.training.run import METRICS
 PER_KIND = 10  # samples in a row
 
 
-def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
+def draw_figures(runs: list[Restored], folder: Path, probe: bool = True) -> list[Path]:
     """Draws every figure of the restored seeds of one run into `folder`; returns the files, PNG and JSON.
+
+    `probe` False leaves out the obfuscation probe, for which the model embeds the whole data set.
 
     Test rows are shown and measured here, after training, and choose nothing. A picture that cannot be drawn, of a
     model whose samples overflow, say, is left out with the reason on stderr.
@@ -57,7 +59,7 @@ def draw_figures(runs: list[Restored], folder: Path) -> list[Path]:
                     continue
                 if figure is not None:
                     files.append(_save(figure, folder / f"{name}-seed-{run.seed}.png"))
-            if separates(run.model):
+            if probe and separates(run.model):
                 files += _probe(run.model, data, folder, run.seed)
     return files
 
