@@ -27,8 +27,8 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    name: Literal["digits", "mnist", "fashion-mnist", "kmnist", "omniglot", "omniglot-small", "svhn", "svhn-extra",
-                  "small-norb", "cifar10", "idx", "npz"]
+    name: Literal["digits", "mnist", "fashion-mnist", "kmnist", "omniglot", "omniglot-small", "mnist-omniglot",
+                  "mnist-omniglot-small", "svhn", "svhn-extra", "small-norb", "cifar10", "idx", "npz"]
     path: str | None = None  # npz: the file; others: the folder of the files, by default their own in $FASTFLOW_DATA
     levels: int | None = Field(None, ge=2, le=256)  # npz: the number of grey levels, default 256
     labels: int = Field(100, ge=0)  # labelled training images, stratified by class
