@@ -48,7 +48,7 @@ def test_the_joint_set_is_its_parts(root, name, monkeypatch):
     assert not border.any()
     drawings = (sets.omniglot if name == "mnist-omniglot" else sets.omniglot_small)(root / "omniglot", 32)
     assert torch.equal(data.test_images[2:], drawings.test_images)
-    assert data.class_groups == ("mnist",)
+    assert data.classless == ("omniglot",)
     monkeypatch.setenv("FASTFLOW_DATA", str(root))
     loader = {"mnist-omniglot": mnist_omniglot, "mnist-omniglot-small": mnist_omniglot_small}[name]
     assert loader().describe() == data.describe()
@@ -93,7 +93,7 @@ def test_groups_identify_the_data():
     plain = grouped(groups=(), train_groups=None, test_groups=None, test_labels=torch.tensor([1, 1, 0]))
     assert data.describe()["groups"] == ["a", "b"]
     assert "groups" not in plain.describe()
-    assert (data.class_groups, plain.class_groups) == (("a",), ())
+    assert (data.classless, plain.classless) == (("b",), ())
     others = [grouped(groups=("a", "c")), grouped(test_groups=torch.tensor([0, 1, 1])),
               grouped(train_groups=torch.tensor([1, 1, 0]))]  # fmt: skip
     assert all(other.describe() != data.describe() for other in others)

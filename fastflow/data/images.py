@@ -47,10 +47,10 @@ class ImageData:
         return tuple(self.train_images.shape[1:])
 
     @property
-    def class_groups(self) -> tuple[str, ...]:
-        """The groups that have classes: a known label in the training set."""
+    def classless(self) -> tuple[str, ...]:
+        """The groups without classes: no label is known in the training set."""
         present = set(self.train_groups[self.train_labels >= 0].tolist()) if self.groups else set()
-        return tuple(name for place, name in enumerate(self.groups) if place in present)
+        return tuple(name for place, name in enumerate(self.groups) if place not in present)
 
     def describe(self) -> dict:
         """What identifies the data in a checkpoint, with a sha256 over images, labels and groups."""

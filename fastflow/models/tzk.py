@@ -24,49 +24,57 @@ class TzK(ClassFlow):
         log M = log p(T) + 1/2 sum_i (log p(K^i | T) + log p(T | K^i) - log p(T) + log p(K^i))        maximised
         penalty = sum_i lambda_i |log p(K^i | T) + log p(T) - log p(T | K^i) - log p(K^i)|            minimised
 
-    trunk    flow of T [B, *shape] to Z of any shape; see `tzk_trunk`
-    levels   grey levels of images, whose T is the dequantised image in [0, 1]; 1: x is continuous and is T itself
-    types    names of the knowledge types; the factors of each are a `Knowledge`
-    classes  those of them that are the classes 0 .. K - 1, in this order
-    options  keywords of `Knowledge`, the same for all of `types`; `add` takes other ones
+    trunk      flow of T [B, *shape] to Z of any shape; see `tzk_trunk`
+    levels     grey levels of images, whose T is the dequantised image in [0, 1]; 1: x is continuous and is T itself
+    types      names of the knowledge types; the factors of each are a `Knowledge`
+    classes    those of them that are the classes 0 .. K - 1, in this order
+    groups     those of them that are the groups of the data, in the order of `ImageData.groups`
+    classless  those of the groups whose rows have no class, as `ImageData.classless`
+    options    keywords of `Knowledge`, the same for all of `types`; `add` takes other ones
 
     As a `ClassFlow` it has log_base = log p(T), and G = log p(kappa^k = 1 | T) normalised over the K classes; without
     any, K = 1 and G = 0. So log_prob and bits_per_dim are the prior's, and predict is argmax_k p(kappa^k = 1 | T).
     log M is no normalised likelihood: report log_prob and log_conditional.
-    Raises ValueError for a name that is given twice, or a class that is no type.
+    Raises ValueError for a name that is given twice, or a class or group that is no type.
     Source: Livne and Fleet 2018, "TzK Flow - Conditional Generative Model", arXiv 1811.01837.
     """
 
     def __init__(self, trunk: FlowSequential, levels: int, types: Sequence[str] = (), classes: Sequence[str] = (),
-                 **options) -> None:
+                 groups: Sequence[str] = (), classless: Sequence[str] = (), **options) -> None:
         super().__init__()
         self.shape, self.features, self.levels = trunk.shape, math.prod(trunk.shape), levels
         self.trunk = trunk
         self.dequantize = Dequantize(levels) if levels > 1 else None
         self.base = DiagonalNormal(self.features)
+        torch.nn.init.constant_(self.base.rho, math.log(math.e - 1))  # scale 1
         self.knowledge = torch.nn.ModuleDict()
         for name in types:
             self._put(name, options)
-        if unknown := [name for name in classes if name not in self.knowledge]:
-            raise ValueError(f"TzK: classes has {unknown[0]!r}, expected names of types: {', '.join(types) or 'none'}")
-        self.class_types = list(classes)
+        for argument, names, known in (("classes", classes, types), ("groups", groups, types),
+                                       ("classless", classless, groups)):
+            if unknown := [name for name in names if name not in known]:
+                whose = "types" if known is types else "groups"
+                raise ValueError(f"TzK: {argument} has {unknown[0]!r}, expected names of {whose}: "
+                                 f"{', '.join(known) or 'none'}")
+        self.class_types, self.group_types, self.classless = list(classes), list(groups), list(classless)
 
     @classmethod
     def build(cls, image: Sequence[int], levels: int, types: Sequence[str] = (), classes: Sequence[str] = (), *,
               steps: int = 10, tile: int = 16, alpha: float = 0.05, reversible: bool = False, **options) -> TzK:
-        """TzK on images (C, H, W); `tile` is that of the trunk and of the types, options are those of `Knowledge`."""
+        """TzK on images (C, H, W); `tile` is that of the trunk and of the types, options are the other keywords of
+        `TzK` and of `Knowledge`."""
         trunk = tzk_trunk(image, steps=steps, tile=tile, alpha=alpha, reversible=reversible)
         return cls(trunk, levels, types, classes, tile=tile, **options)
 
     @classmethod
     def mnist_omniglot(cls, **options) -> TzK:
-        """The published model: 32 x 32, 256 levels, a type a data set and a type a digit, the digits being classes.
+        """The published model of `data.mnist_omniglot`: a type a data set and a type a digit, the digits being classes.
 
-        MNIST is to be padded with zeros to 32 x 32. options override keywords of `build`.
+        options override keywords of `build`.
         """
-        digits = [f"digit_{digit}" for digit in range(10)]
-        return cls.build(**{"image": (1, 32, 32), "levels": 256, "types": ["mnist", "omniglot", *digits],
-                            "classes": digits} | options)
+        groups, digits = ["mnist", "omniglot"], [f"digit_{digit}" for digit in range(10)]
+        return cls.build(**{"image": (1, 32, 32), "levels": 256, "types": [*groups, *digits], "classes": digits,
+                            "groups": groups, "classless": ["omniglot"]} | options)
 
     @property
     def classes(self) -> int:
@@ -76,8 +84,8 @@ class TzK(ClassFlow):
     def add(self, name: str, is_class: bool = False, **options) -> Knowledge:
         """Adds a type to a trained model, and freezes all that was there: only the new factors train from now on.
 
-        options are keywords of `Knowledge`; `is_class` makes it the last class. Call `initialize` before training it,
-        and `terms(names=[name])` to spend nothing on the others.
+        options are keywords of `Knowledge`; `is_class` makes it the last class. It starts as the prior, nearly:
+        p(T | kappa = 1, C) = p(T). `terms(names=[name])` spends nothing on the others.
         """
         self.requires_grad_(False)
         added = self._put(name, options).to(self.base.rho)
@@ -91,9 +99,6 @@ class TzK(ClassFlow):
         """
         with torch.no_grad():
             self.trunk.initialize(self._continuous(x, noise))
-            z = self.encode(x, noise).z
-            for knowledge in self.knowledge.values():
-                knowledge.initialize(z)
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Latent:
         """Z, log|det dZ/dT| and log p(T). Arguments as in `ClassFlow`."""
@@ -108,11 +113,23 @@ class TzK(ClassFlow):
         odds = torch.stack([self.knowledge[name].log_odds(data.z) for name in self.class_types], 1)
         return data.log_prob, torch.nn.functional.logsigmoid(odds).log_softmax(1)
 
-    def class_knowledge(self, labels: Tensor) -> dict[str, Tensor]:
-        """kappa of the class types, as `terms` takes it, from labels int64 [B], -1 where unknown."""
-        check_labels("TzK.class_knowledge", "labels", labels, len(labels), self.classes, unlabelled=True)
-        return {name: torch.where(labels < 0, -1, (labels == k).to(labels.dtype))
-                for k, name in enumerate(self.class_types)}
+    def observed(self, labels: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
+        """kappa as `terms` takes it, of rows with labels int64 [B], -1 unknown, and numbers of their groups int64 [B].
+
+        A group's type is known of every row. A class's is known where the label is, and absent in groups without
+        classes. Raises TypeError or ValueError naming the argument, also for `groups` that the model has and rows lack.
+        """
+        check_labels("TzK.observed", "labels", labels, len(labels), self.classes, unlabelled=True)
+        kappa, unknown = {}, labels.new_full(labels.shape, -1)
+        if self.group_types:
+            if groups is None:
+                raise ValueError(f"TzK.observed: groups is None, expected [B] of {', '.join(self.group_types)}")
+            check_labels("TzK.observed", "groups", groups, len(labels), len(self.group_types), unlabelled=False)
+            kappa = {name: (groups == k).to(labels.dtype) for k, name in enumerate(self.group_types)}
+            for name in self.classless:
+                unknown = unknown + kappa[name]
+        return kappa | {name: torch.where(labels < 0, unknown, (labels == k).to(labels.dtype))
+                        for k, name in enumerate(self.class_types)}
 
     def terms(self, x: Tensor, kappa: Mapping[str, Tensor] | None = None, style: Mapping[str, Tensor] | None = None,
               noise: Tensor | None = None, style_noise: Mapping[str, Tensor] | None = None,
@@ -248,6 +265,7 @@ class TzK(ClassFlow):
             raise ValueError(f"TzK: the type's name is {name!r}, expected an identifier that is not among "
                              f"{', '.join(self.knowledge) or 'the other names'}")
         self.knowledge[name] = Knowledge(self.trunk.output_shape(self.shape), **options)
+        self.knowledge[name].start_as(torch.nn.functional.softplus(self.base.rho))
         return self.knowledge[name]
 
     def _knowledge(self, op: str, name: object) -> Knowledge:
