@@ -124,6 +124,11 @@ def test_styles_are_integrated_out():
         assert (model.log_conditional(x, "a", draws=50_000) - (joint - present)).abs().max() < 0.02
         one = model.log_conditional(x.expand(4000, 5, 2).reshape(-1, 2), "a", draws=1).view(4000, 5)
         assert (one.exp().mean(0).log() - (joint - present)).abs().max() < 0.1  # one draw is unbiased too
+        proposal = type_.style_given_data.regressor[-1]
+        start = proposal.bias.clone()
+        proposal.bias[2:] = -100.0  # clamped: draws of p(C | T) alone would be 4 nats too low
+        assert (model.log_class_joint(x, draws=50_000)[:, 0] - joint).abs().max() < 0.05
+        proposal.bias.copy_(start)
         expert = model.product_of_experts(x, ["a", "b"], draws=50_000)
         b = model.log_conditional(x, "b", draws=50_000)
         assert torch.allclose(expert, joint - present + b - model.log_prob(x), atol=0.05)

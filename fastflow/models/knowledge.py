@@ -142,12 +142,18 @@ class Knowledge(nn.Module):
         return self.style_given_data.draw(z.flatten(1), noise)
 
     def log_joint(self, data: Latent, noise: Tensor) -> Tensor:
-        """[B] log p(T, kappa = 1), C integrated out by importance sampling with proposal p(C | T, kappa = 1).
+        """[B] log p(T, kappa = 1), C integrated out by importance sampling.
 
-        noise  standard normal [S, B, c], one draw of C each
+        noise  standard normal [S, B, c], one draw of C each: half of them of p(C | T, kappa = 1), which training makes
+               narrower than the posterior, and the others of p(C), which covers what that leaves out
         """
-        factors = self.factors(data, self.draw_style(data.z, noise), present=True)
-        return torch.logsumexp(factors.decoder - factors.style_given_data, 0) - math.log(len(noise))
+        draws = len(noise)
+        own = (draws + 1) // 2
+        factors = self.factors(data, torch.cat([self.draw_style(data.z, noise[:own]), noise[own:]]), present=True)
+        proposal = factors.style_given_data + math.log(own / draws)
+        if own < draws:
+            proposal = torch.logaddexp(proposal, factors.style + math.log(1 - own / draws))
+        return torch.logsumexp(factors.decoder - proposal, 0) - math.log(draws)
 
     def log_present(self) -> Tensor:
         """log p(kappa = 1), 0-d: the mean of p(kappa = 1 | C) over 4096 quasi-random points of p(C)."""

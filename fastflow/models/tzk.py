@@ -144,6 +144,10 @@ class TzK(ClassFlow):
 
         Returns nll, -mean log p(T); knowledge, what else is in -mean log M; penalty. Raises TypeError or ValueError
         naming the argument.
+
+        lambda should be below 1/2, or p(T | K) stays at p(T) p(K | T) / p(K), where knowing K gains at most
+        -log p(kappa = 1); and at least 1/2 - 1/m if a row can have m types, or it pays to lower its log p(T) without
+        end, whose factor in the loss is (1/2 - lambda) m - 1 once p(T | K) exceeds that.
         """
         data = self.encode(x, noise)
         kappa, style, style_noise = kappa or {}, style or {}, style_noise or {}
@@ -190,9 +194,9 @@ class TzK(ClassFlow):
                         draws: int = _DRAWS, generator: torch.Generator | None = None) -> Tensor:
         """[B] log p(T | kappa = 1, C) for C = style [B, c]; for None log p(T | kappa = 1), nats.
 
-        Then C is integrated out by importance sampling with `draws` of p(C | T, kappa = 1), which takes memory for
-        draws * B * D numbers; on average it is a lower bound, which rises with draws. p(kappa = 1) is quasi-Monte Carlo
-        of 4096 points. Use `class_scores`' log_base, or log_prob, for log p(T).
+        Then C is integrated out by importance sampling with `draws` of p(C | T, kappa = 1) and of p(C), half of each,
+        which takes memory for draws * B * D numbers; on average it is a lower bound, which rises with draws.
+        p(kappa = 1) is quasi-Monte Carlo of 4096 points. Use `class_scores`' log_base, or log_prob, for log p(T).
         """
         type_ = self._knowledge("TzK.log_conditional", name)
         data = self.encode(x, noise)
