@@ -183,7 +183,7 @@ def test_classes_and_bits():
 
 def test_what_labels_and_groups_say():
     """Rows of a digit, of an unlabelled one, and of a drawing that is no digit."""
-    model = TzK(tzk_trunk((2,), steps=1, alpha=None), 1, ["no", "yes", "a", "b"], ["a", "b"], ["yes", "no"], ["no"])
+    model = TzK(tzk_trunk((2,), steps=1, alpha=None), 1, ["a", "b"], ["yes", "no"], ["no"])
     kappa = model.observed(torch.tensor([0, 1, -1, -1]), torch.tensor([0, 0, 0, 1]))
     assert {name: value.tolist() for name, value in kappa.items()} == {
         "yes": [1, 1, 1, 0], "no": [0, 0, 0, 1], "a": [1, 0, -1, 0], "b": [0, 1, -1, 0]}  # fmt: skip

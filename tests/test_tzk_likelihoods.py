@@ -10,8 +10,7 @@ from fastflow.training.tzk_likelihoods import conditional_bits
 def _grouped() -> tuple[TzK, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """300 images, half of group "no", which has no class; of the others a third unlabelled."""
     _, x, noise = images(300)
-    model = TzK.build((1, 8, 8), 17, ["yes", "no", "zero", "one"], ["zero", "one"], groups=["yes", "no"],
-                      classless=["no"], steps=2, hidden=8)
+    model = TzK.build((1, 8, 8), 17, ["zero", "one"], groups=["yes", "no"], classless=["no"], steps=2, hidden=8)
     model.initialize(x, noise=noise)
     groups = torch.arange(300) % 2
     return model, x, torch.where(groups == 1, -1, torch.arange(300) % 3 - 1), groups, noise

@@ -117,11 +117,11 @@ def test_start_and_saving():
     assert all(bool(value) for name, value in model.named_buffers() if name.endswith("initialized"))
     before = model.class_scores(x, noise)
     model.initialize(x.flip(0), noise=noise)  # already started: left alone
-    loaded = TzK.build((1, 8, 8), 17, ["digits", "zero", "one"], ["zero", "one"], steps=2, hidden=8)
+    loaded = TzK.build((1, 8, 8), 17, ["zero", "one"], types=["digits"], steps=2, hidden=8)
     loaded.load_state_dict(model.state_dict())
     for each in (model, loaded):
         assert all(map(torch.equal, each.class_scores(x, noise), before))
-    reversible = TzK.build((1, 8, 8), 17, ["digits", "zero", "one"], steps=2, hidden=8, reversible=True)
+    reversible = TzK.build((1, 8, 8), 17, ["zero", "one"], types=["digits"], steps=2, hidden=8, reversible=True)
     reversible.load_state_dict(model.state_dict())
     eps = {name: torch.randn(len(x), 2) for name in model.knowledge}
     for each in (model, reversible):
@@ -151,7 +151,11 @@ def test_start_and_saving():
     (lambda m, x: m.add("a"), ValueError, "TzK: the type's name is 'a', expected an identifier"),
     (lambda m, x: m.add("keys"), ValueError, "TzK: the type's name is 'keys'"),
     (lambda m, x: m.log_prob(x[:, :1]), ValueError, r"x has shape \(2, 1\), expected \(B, 2\)"),
-    (lambda m, x: TzK(m.trunk, 1, ["a"], ["b"]), ValueError, "TzK: classes has 'b', expected names of types: a"),
+    (lambda m, x: TzK(m.trunk, 1, ["a"], ["a"]), ValueError, "TzK: the type's name is 'a', expected an identifier"),
+    (lambda m, x: TzK(m.trunk, 1, [], ["a"], ["b"]), ValueError, "TzK: classless has 'b', expected names of groups: a"),
+    (lambda m, x: m.observed(torch.tensor([0]), torch.tensor([0])), ValueError, "groups has the value 0, expected"),
+    (lambda m, x: TzK(m.trunk, 1, [], ["a"]).observed(torch.tensor([0])), ValueError,
+     r"TzK\.observed: groups is None, expected numbers \[B\] of a"),
     (lambda m, x: TzK(m.trunk, 1).log_class_joint(x), ValueError, "the model has no classes"),
     (lambda m, x: tzk_trunk((1, 8, 8), tile=8), ValueError, "tile is 8, expected a square of at least 4"),
     (lambda m, x: tzk_trunk((1, 28, 28), tile=256), ValueError, r"\(Squeeze\) does not fit"),

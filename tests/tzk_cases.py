@@ -12,7 +12,7 @@ from fastflow.nn import ElementwiseAffine
 
 def plane(steps: int = 1, types: tuple[str, ...] = ("a", "b"), **options) -> TzK:
     """A scattered float64 model of points in the plane, whose classes are all its types."""
-    model = TzK(tzk_trunk((2,), steps=steps, alpha=None), 1, types, types, steps=1, hidden=8, **options)
+    model = TzK(tzk_trunk((2,), steps=steps, alpha=None), 1, types, steps=1, hidden=8, **options)
     calm = [copy.deepcopy(knowledge.style_given_data.flow.state_dict()) for knowledge in model.knowledge.values()]
     for flow in (model.trunk, *(knowledge.data_given_style.flow for knowledge in model.knowledge.values())):
         for layer in flow.layers:
@@ -37,8 +37,7 @@ def images(rows: int = 16, scattered: float = 0.02, **options) -> tuple[TzK, Ten
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(17, (rows, 1, 8, 8), generator=generator, dtype=torch.uint8)
     noise = torch.rand(x.shape, generator=generator)
-    model = TzK.build((1, 8, 8), 17, ["digits", "zero", "one"], ["zero", "one"],
-                      **{"steps": 2, "hidden": 8} | options)
+    model = TzK.build((1, 8, 8), 17, ["zero", "one"], types=["digits"], **{"steps": 2, "hidden": 8} | options)
     model.initialize(x, noise=noise)
     return scatter(model, scattered), x, noise
 

@@ -26,21 +26,21 @@ class TzK(ClassFlow):
 
     trunk      flow of T [B, *shape] to Z of any shape; see `tzk_trunk`
     levels     grey levels of images, whose T is the dequantised image in [0, 1]; 1: x is continuous and is T itself
-    types      names of the knowledge types; the factors of each are a `Knowledge`
-    classes    those of them that are the classes 0 .. K - 1, in this order
-    groups     those of them that are the groups of the data, in the order of `ImageData.groups`
+    classes    names of the types that are the classes 0 .. K - 1
+    groups     names of the types that are the groups of the data, as `ImageData.groups`
     classless  those of the groups whose rows have no class, as `ImageData.classless`
-    options    keywords of `Knowledge`, the same for all of `types`; `add` takes other ones
+    types      names of further knowledge types; the factors of each type are a `Knowledge`
+    options    keywords of `Knowledge`, the same for all types; `add` takes other ones
 
     As a `ClassFlow` it has log_base = log p(T), and G = log p(kappa^k = 1 | T) normalised over the K classes; without
     any, K = 1 and G = 0. So log_prob and bits_per_dim are the prior's, and predict is argmax_k p(kappa^k = 1 | T).
     log M is no normalised likelihood: report log_prob and log_conditional.
-    Raises ValueError for a name that is given twice, or a class or group that is no type.
+    Raises ValueError for a name that is given twice, or a classless group that is no group.
     Source: Livne and Fleet 2018, "TzK Flow - Conditional Generative Model", arXiv 1811.01837.
     """
 
-    def __init__(self, trunk: FlowSequential, levels: int, types: Sequence[str] = (), classes: Sequence[str] = (),
-                 groups: Sequence[str] = (), classless: Sequence[str] = (), **options) -> None:
+    def __init__(self, trunk: FlowSequential, levels: int, classes: Sequence[str] = (), groups: Sequence[str] = (),
+                 classless: Sequence[str] = (), types: Sequence[str] = (), **options) -> None:
         super().__init__()
         self.shape, self.features, self.levels = trunk.shape, math.prod(trunk.shape), levels
         self.trunk = trunk
@@ -48,23 +48,19 @@ class TzK(ClassFlow):
         self.base = DiagonalNormal(self.features)
         torch.nn.init.constant_(self.base.rho, math.log(math.e - 1))  # scale 1
         self.knowledge = torch.nn.ModuleDict()
-        for name in types:
+        for name in (*groups, *types, *classes):
             self._put(name, options)
-        for argument, names, known in (("classes", classes, types), ("groups", groups, types),
-                                       ("classless", classless, groups)):
-            if unknown := [name for name in names if name not in known]:
-                whose = "types" if known is types else "groups"
-                raise ValueError(f"TzK: {argument} has {unknown[0]!r}, expected names of {whose}: "
-                                 f"{', '.join(known) or 'none'}")
+        if unknown := set(classless) - set(groups):
+            raise ValueError(f"TzK: classless has {unknown.pop()!r}, expected names of groups: "
+                             f"{', '.join(groups) or 'none'}")
         self.class_types, self.group_types, self.classless = list(classes), list(groups), list(classless)
 
     @classmethod
-    def build(cls, image: Sequence[int], levels: int, types: Sequence[str] = (), classes: Sequence[str] = (), *,
-              steps: int = 10, tile: int = 16, alpha: float = 0.05, reversible: bool = False, **options) -> TzK:
-        """TzK on images (C, H, W); `tile` is that of the trunk and of the types, options are the other keywords of
-        `TzK` and of `Knowledge`."""
+    def build(cls, image: Sequence[int], levels: int, classes: Sequence[str] = (), *, steps: int = 10, tile: int = 16,
+              alpha: float = 0.05, reversible: bool = False, **options) -> TzK:
+        """TzK on images (C, H, W); `tile` is that of the trunk and of the types, options are other keywords of TzK."""
         trunk = tzk_trunk(image, steps=steps, tile=tile, alpha=alpha, reversible=reversible)
-        return cls(trunk, levels, types, classes, tile=tile, **options)
+        return cls(trunk, levels, classes, tile=tile, **options)
 
     @classmethod
     def mnist_omniglot(cls, **options) -> TzK:
@@ -72,9 +68,8 @@ class TzK(ClassFlow):
 
         options override keywords of `build`.
         """
-        groups, digits = ["mnist", "omniglot"], [f"digit_{digit}" for digit in range(10)]
-        return cls.build(**{"image": (1, 32, 32), "levels": 256, "types": [*groups, *digits], "classes": digits,
-                            "groups": groups, "classless": ["omniglot"]} | options)
+        return cls.build(**{"image": (1, 32, 32), "levels": 256, "classes": [f"digit_{digit}" for digit in range(10)],
+                            "groups": ["mnist", "omniglot"], "classless": ["omniglot"]} | options)
 
     @property
     def classes(self) -> int:
@@ -116,18 +111,16 @@ class TzK(ClassFlow):
     def observed(self, labels: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
         """kappa as `terms` takes it, of rows with labels int64 [B], -1 unknown, and numbers of their groups int64 [B].
 
-        A group's type is known of every row. A class's is known where the label is, and absent in groups without
-        classes. Raises TypeError or ValueError naming the argument, also for `groups` that the model has and rows lack.
+        A group's type is known of every row; a class's where the label is, and absent in groups without classes.
+        Raises TypeError or ValueError naming the argument.
         """
         check_labels("TzK.observed", "labels", labels, len(labels), self.classes, unlabelled=True)
-        kappa, unknown = {}, labels.new_full(labels.shape, -1)
-        if self.group_types:
-            if groups is None:
-                raise ValueError(f"TzK.observed: groups is None, expected [B] of {', '.join(self.group_types)}")
+        if self.group_types and groups is None:
+            raise ValueError(f"TzK.observed: groups is None, expected numbers [B] of {', '.join(self.group_types)}")
+        if groups is not None:
             check_labels("TzK.observed", "groups", groups, len(labels), len(self.group_types), unlabelled=False)
-            kappa = {name: (groups == k).to(labels.dtype) for k, name in enumerate(self.group_types)}
-            for name in self.classless:
-                unknown = unknown + kappa[name]
+        kappa = {name: (groups == k).to(labels.dtype) for k, name in enumerate(self.group_types)}
+        unknown = sum((kappa[name] for name in self.classless), labels.new_full(labels.shape, -1))
         return kappa | {name: torch.where(labels < 0, unknown, (labels == k).to(labels.dtype))
                         for k, name in enumerate(self.class_types)}
 
