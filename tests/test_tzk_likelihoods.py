@@ -38,7 +38,7 @@ def test_more_draws_lower_the_bits():
     model, x, labels, groups, noise = _grouped()
     with torch.no_grad():
         for knowledge in model.knowledge.values():
-            torch.nn.init.normal_(knowledge.data_given_style.regressor[-1].weight, std=0.3)
+            torch.nn.init.normal_(knowledge.data_given_style.regressor[-1].weight, std=3.0)
     few, many = (conditional_bits(model, x, labels, groups, noise, draws=draws)["yes"] for draws in (1, 256))
     assert few["prior"] == many["prior"]
     assert few["group"] > many["group"] + 0.003

@@ -29,7 +29,7 @@ def _transcribed(model: TzK, x: Tensor, kappa: dict[str, Tensor], style: dict[st
                     weight = float(value == observed)
                 else:
                     weight = p_present.detach() if value else 1 - p_present.detach()
-                mean, log_variance = type_.style_given_data.regressor(z).chunk(2, 1)
+                mean, log_variance = (0.1 * type_.style_given_data.regressor(z)).chunk(2, 1)
                 q = Normal(mean, (log_variance / 2).exp())
                 c = eps[name][b : b + 1]
                 if value:
@@ -40,7 +40,7 @@ def _transcribed(model: TzK, x: Tensor, kappa: dict[str, Tensor], style: dict[st
                 back, back_log_det = type_.style_given_data.flow.flow.inverse(c)
                 log_c_given_t = q.log_prob(back).sum() + back_log_det if value else prior_c
                 p_given_c = torch.sigmoid(type_.kappa_given_style(c)[:, 0])
-                mean, log_variance = type_.data_given_style.regressor(c).chunk(2, 1)
+                mean, log_variance = (0.1 * type_.data_given_style.regressor(c)).chunk(2, 1)
                 inner, inner_log_det = type_.data_given_style.flow(z)
                 log_t_given_k = log_p_t
                 if value:

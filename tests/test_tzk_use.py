@@ -30,16 +30,16 @@ def test_sampling():
 
 
 def test_samples_that_overflow_are_drawn_again_or_refused():
-    """Float32 holds all cold draws of a deep trunk that was only started, most others, and no hot one."""
+    """Float32 holds all draws of a deep trunk that was only started, some of a hot one, and none of a hotter one."""
     x, noise = torch.randint(17, (64, 1, 8, 8)), torch.rand(64, 1, 8, 8)
     model = TzK.build((1, 8, 8), 17, steps=10)
     model.initialize(x, noise=noise)
     generator = torch.Generator().manual_seed(0)
-    for temperature, least, most in ((0.5, 0, 0), (1.0, 1, 63)):
+    for temperature, least, most in ((1.0, 0, 0), (1.4, 1, 63)):
         noise = torch.randn(64, 64, generator=generator.manual_seed(0))
         once = model.trunk.inverse(model._latent(temperature * noise, None, None))[0]
         assert least <= (~once.isfinite()).flatten(1).any(1).sum() <= most
-    drawn = model.sample(64, temperature=1.0, generator=generator.manual_seed(0))
+    drawn = model.sample(64, temperature=1.4, generator=generator.manual_seed(0))
     assert drawn.isfinite().all()
     assert model.log_prob(drawn.clamp(1e-3, 1 - 1e-3)).isfinite().all()
     with pytest.raises(FloatingPointError, match=r"TzK\.sample: \d+ of 8 draws of T left the range of torch\.float32"):

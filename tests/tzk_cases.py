@@ -22,7 +22,7 @@ def plane(steps: int = 1, types: tuple[str, ...] = ("a", "b"), **options) -> TzK
     with torch.no_grad():  # narrow latents: the inverse of SymLog stretches far ones exponentially
         model.base.rho.fill_(-0.8)
         for knowledge, state in zip(model.knowledge.values(), calm, strict=True):
-            knowledge.data_given_style.flow.layers[-1].log_scale.add_(1.0)
+            knowledge.data_given_style.flow.layers[-1].log_scale.add_(1.3)
             knowledge.style_given_data.flow.load_state_dict(state)  # values of a tenth, which 0.2 would bury
             scatter(knowledge.style_given_data.flow, 0.02)
     return model.double()

@@ -56,7 +56,8 @@ class Knowledge(nn.Module):
     style            c, the width of C
     hidden           units of the regressors
     steps, tile      of the two conditional flows, see `flow_steps`
-    penalty          lambda of the type in `TzK.terms`, at least 0; see there
+    penalty          lambda of the type in `TzK.terms`, at least 0: from 1/2 on p(T | K) stays at p(T) p(K | T) / p(K);
+                     below 1/2 - 1/m, where m types can be present at once, the loss has no minimum
     positive_weight  of the discriminators at kappa = 1, against 1 at kappa = 0: balances a rare attribute
 
     Each step of training draws C and scores Z; so SymLog compresses draws of C, and scored Z: neither can overflow.
@@ -77,11 +78,6 @@ class Knowledge(nn.Module):
         style_flow, data_flow = (FlowSequential(flow_steps(each, steps, tile), each) for each in ((style,), shape))
         self.style_given_data = ConditionalDensity(Inverted(style_flow), (style,), features, hidden)
         self.data_given_style = ConditionalDensity(data_flow, shape, style, hidden)
-
-    @torch.no_grad()
-    def start_as(self, scale: Tensor) -> None:
-        """p(Z | kappa = 1, C) of an untrained type becomes N(0, scale^2), nearly: p(Z), for the prior's scale [D]."""
-        self.data_given_style.regressor[-1].bias[len(scale):] = 2 * scale.log()
 
     def log_odds(self, z: Tensor, frozen: bool = False) -> Tensor:
         """[B] log p(kappa = 1 | T) - log p(kappa = 0 | T)."""

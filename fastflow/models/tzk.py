@@ -137,10 +137,6 @@ class TzK(ClassFlow):
 
         Returns nll, -mean log p(T); knowledge, what else is in -mean log M; penalty. Raises TypeError or ValueError
         naming the argument.
-
-        lambda should be below 1/2, or p(T | K) stays at p(T) p(K | T) / p(K), where knowing K gains at most
-        -log p(kappa = 1); and at least 1/2 - 1/m if a row can have m types, or it pays to lower its log p(T) without
-        end, whose factor in the loss is (1/2 - lambda) m - 1 once p(T | K) exceeds that.
         """
         data = self.encode(x, noise)
         kappa, style, style_noise = kappa or {}, style or {}, style_noise or {}
@@ -262,7 +258,7 @@ class TzK(ClassFlow):
             raise ValueError(f"TzK: the type's name is {name!r}, expected an identifier that is not among "
                              f"{', '.join(self.knowledge) or 'the other names'}")
         self.knowledge[name] = Knowledge(self.trunk.output_shape(self.shape), **options)
-        self.knowledge[name].start_as(torch.nn.functional.softplus(self.base.rho))
+        self.knowledge[name].data_given_style.start_as(torch.nn.functional.softplus(self.base.rho))
         return self.knowledge[name]
 
     def _knowledge(self, op: str, name: object) -> Knowledge:

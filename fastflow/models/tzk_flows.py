@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastflow.nn import Bijection, ChannelMix, ElementwiseAffine, FlowSequential, Logit, Squeeze, SymLog
 
 LOG_VARIANCE = 7.0  # the conditional Gaussians' log-variances are clamped to +- this
-_TURN = 0.5  # how far the matrices start from the identity
+_GAIN = 0.1  # of the regressors of means and log-variances, all of which one step of Adam moves the same way
 
 
 def flow_steps(shape: tuple[int, ...], steps: int, tile: int, std: float = 0.1, from_data: bool = False,
@@ -26,8 +26,8 @@ def flow_steps(shape: tuple[int, ...], steps: int, tile: int, std: float = 0.1, 
     std        of what enters the first SymLog, if x is standard normal, or for any x with from_data
     from_data  whether `initialize` is to start the first and the last scale and shift from data
 
-    The matrices start as random turns, and the SymLogs nearly linear, as std is small; one scale and shift more, the
-    last layer, brings it back to 1. Else the stack fits no data at first, and its inverse, exponentials of
+    The matrices start as random rotations, and the SymLogs nearly linear, as std is small; the last layer, one scale
+    and shift more, brings it back to 1. Else the stack fits no data at first, and its inverse, exponentials of
     exponentials, leaves the range of float32.
     """
     side = math.isqrt(tile)
@@ -37,7 +37,8 @@ def flow_steps(shape: tuple[int, ...], steps: int, tile: int, std: float = 0.1, 
     channels = shape[0] * (tile if image else 1)
     affines = [ElementwiseAffine(shape, std=std), *(ElementwiseAffine(shape) for _ in range(steps))]
     for step, affine in enumerate(affines[:-1]):
-        mix = ChannelMix(channels, "plu", _turn(channels).to(torch.get_default_dtype()))
+        square = torch.randn(channels, channels, dtype=torch.float64)
+        mix = ChannelMix(channels, "plu", torch.linalg.qr(square).Q.to(torch.get_default_dtype()))
         if image:
             squeeze, undo = (Squeeze(factor=side, interleaved=step % 2 == 1, undo=undo) for undo in (False, True))
             layers += [squeeze, mix, undo]
@@ -57,13 +58,6 @@ def _shrunk(std: float, steps: int) -> float:
     for _ in range(steps):
         x = x.sign() * x.abs().log1p()
     return x.std().item()
-
-
-def _turn(channels: int) -> Tensor:
-    """A random rotation not far from the identity, up to signs: a full one would make sums of many pixels, which are
-    nearly Gaussian, and leave nothing for SymLog to find."""
-    noise = torch.randn(channels, channels, dtype=torch.float64) / channels**0.5
-    return torch.linalg.qr(torch.eye(channels, dtype=torch.float64) + _TURN * noise).Q
 
 
 def tzk_trunk(image: Sequence[int], *, steps: int = 10, tile: int = 16, alpha: float | None = 0.05,
@@ -105,6 +99,11 @@ class ConditionalDensity(nn.Module):
         self.flow, self.shape, self.features = flow, shape, math.prod(shape)
         self.regressor = regressor(contexts, 2 * self.features, hidden)
 
+    @torch.no_grad()
+    def start_as(self, scale: Tensor) -> None:
+        """The Gaussian of an untrained regressor becomes N(0, scale^2), scale [D], whatever the context."""
+        self.regressor[-1].bias[self.features:] = 2 * scale.log() / _GAIN
+
     def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """[*draws, B] log p(x | context), nats."""
         leading = x.shape[: x.dim() - len(self.shape)]
@@ -122,7 +121,7 @@ class ConditionalDensity(nn.Module):
         return x.view(*z.shape[:-1], *self.shape)
 
     def _moments(self, context: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.regressor(context).to(like.dtype).chunk(2, dim=-1)
+        mean, log_variance = (_GAIN * self.regressor(context)).to(like.dtype).chunk(2, dim=-1)
         return mean, log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE)
 
 
