@@ -129,6 +129,12 @@ def test_styles_are_integrated_out():
         proposal.bias[2:] = -100.0  # clamped: draws of p(C | T) alone would be 4 nats too low
         assert (model.log_class_joint(x, draws=50_000)[:, 0] - joint).abs().max() < 0.05
         proposal.bias.copy_(start)
+        edge = type_.style_given_data.flow.flow.layers[-1].log_scale
+        start = edge.clone()
+        edge.fill_(-8.0)  # beyond which no C inverts
+        assert not type_.style_given_data.log_prob(torch.ones_like(x), z).isfinite().any()
+        assert (model.log_class_joint(x, draws=50_000)[:, 0] - joint).abs().max() < 0.05
+        edge.copy_(start)
         expert = model.product_of_experts(x, ["a", "b"], draws=50_000)
         b = model.log_conditional(x, "b", draws=50_000)
         assert torch.allclose(expert, joint - present + b - model.log_prob(x), atol=0.05)

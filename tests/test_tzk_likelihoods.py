@@ -1,8 +1,10 @@
 """TzK's likelihoods given the data set and the class: against the model's own, and in their order once trained."""
 
+import pytest
 import torch
 from tzk_cases import images
 
+from fastflow.data import digits
 from fastflow.models import TzK
 from fastflow.training.tzk_likelihoods import conditional_bits
 
@@ -53,3 +55,32 @@ def test_without_groups_labels_and_images():
     assert model.training
     model, x, labels, _, noise = _grouped()
     assert set(conditional_bits(model, x, labels, torch.ones_like(labels), noise)) == {"no"}
+
+
+@pytest.mark.smoke
+def test_knowing_more_costs_fewer_bits():
+    """Three digits, and digits upside down as another group: class below group below prior, on test images."""
+    data = digits()
+
+    def joint(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        images, labels = images[labels < 3], labels[labels < 3]
+        rows = len(labels)
+        return (torch.cat([images, images.flip(2)]), torch.cat([labels, torch.full((rows,), -1)]),
+                torch.arange(2).repeat_interleave(rows))
+
+    x, labels, groups = joint(data.train_images, data.train_labels)
+    model = TzK.build((1, 8, 8), 17, ["zero", "one", "two"], groups=["upright", "turned"], classless=["turned"],
+                      steps=3, tile=16, hidden=32, penalty=0.1)
+    model.initialize(x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for step in range(80):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 80)
+        rows = torch.randint(len(x), (64,))
+        loss = sum(model.terms(x[rows], model.observed(labels[rows], groups[rows])).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, labels, groups = joint(data.test_images, data.test_labels)
+    bits = conditional_bits(model, x, labels, groups, torch.rand(x.shape))
+    assert bits["upright"]["class"] < bits["upright"]["group"] - 0.02 < bits["upright"]["prior"] - 0.04
+    assert bits["turned"]["group"] < bits["turned"]["prior"] - 0.02

@@ -146,7 +146,8 @@ class Knowledge(nn.Module):
         draws = len(noise)
         own = (draws + 1) // 2
         factors = self.factors(data, torch.cat([self.draw_style(data.z, noise[:own]), noise[own:]]), present=True)
-        proposal = factors.style_given_data + math.log(own / draws)
+        within = factors.style_given_data.isfinite()  # a C of p(C) may be beyond what float32 inverts: p(C | T) is 0
+        proposal = torch.where(within, factors.style_given_data, -torch.inf) + math.log(own / draws)
         if own < draws:
             proposal = torch.logaddexp(proposal, factors.style + math.log(1 - own / draws))
         return torch.logsumexp(factors.decoder - proposal, 0) - math.log(draws)
@@ -167,6 +168,11 @@ class Knowledge(nn.Module):
             return style[:, 0]
         chosen = torch.multinomial(torch.sigmoid(self.style_log_odds(style)), 1, generator=generator)
         return style[torch.arange(rows, device=style.device), chosen[:, 0]]
+
+
+def filled(style: Tensor | None, drawn: Tensor) -> Tensor:
+    """C where it is known, and `drawn` where it is NaN; None: nowhere known."""
+    return drawn if style is None else torch.where(style.isnan(), drawn, style.to(drawn))
 
 
 def _log_odds(network: nn.Module, x: Tensor, frozen: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastflow.models.class_flow import ClassFlow
-from fastflow.models.knowledge import Knowledge, Latent
+from fastflow.models.knowledge import Knowledge, Latent, filled
 from fastflow.models.tzk_flows import tzk_trunk
 from fastflow.nn import Dequantize, DiagonalNormal, FlowSequential
 from fastflow.ops._checks import check_labels
@@ -51,8 +51,7 @@ class TzK(ClassFlow):
         for name in (*groups, *types, *classes):
             self._put(name, options)
         if unknown := set(classless) - set(groups):
-            raise ValueError(f"TzK: classless has {unknown.pop()!r}, expected names of groups: "
-                             f"{', '.join(groups) or 'none'}")
+            raise ValueError(f"TzK: classless has {unknown.pop()!r}, expected groups: {', '.join(groups) or 'none'}")
         self.class_types, self.group_types, self.classless = list(classes), list(groups), list(classless)
 
     @classmethod
@@ -64,10 +63,7 @@ class TzK(ClassFlow):
 
     @classmethod
     def mnist_omniglot(cls, **options) -> TzK:
-        """The published model of `data.mnist_omniglot`: a type a data set and a type a digit, the digits being classes.
-
-        options override keywords of `build`.
-        """
+        """The published model of `data.mnist_omniglot`; its classes are the digits. options override `build`'s."""
         return cls.build(**{"image": (1, 32, 32), "levels": 256, "classes": [f"digit_{digit}" for digit in range(10)],
                             "groups": ["mnist", "omniglot"], "classless": ["omniglot"]} | options)
 
@@ -115,8 +111,9 @@ class TzK(ClassFlow):
         Raises TypeError or ValueError naming the argument.
         """
         check_labels("TzK.observed", "labels", labels, len(labels), self.classes, unlabelled=True)
-        if self.group_types and groups is None:
-            raise ValueError(f"TzK.observed: groups is None, expected numbers [B] of {', '.join(self.group_types)}")
+        if (groups is None) == bool(self.group_types):
+            raise ValueError(f"TzK.observed: groups is {'None' if groups is None else 'given'}, expected [B] of the "
+                             f"model's groups, {', '.join(self.group_types) or 'none'}")
         if groups is not None:
             check_labels("TzK.observed", "groups", groups, len(labels), len(self.group_types), unlabelled=False)
         kappa = {name: (groups == k).to(labels.dtype) for k, name in enumerate(self.group_types)}
@@ -152,7 +149,7 @@ class TzK(ClassFlow):
             type_.check_style("TzK.terms", "style_noise", eps, len(x))
             for present, weight in type_.weights(kappa.get(name), type_.log_odds(data.z)):
                 drawn = type_.draw_style(data.z, eps) if present else eps
-                log_mean, gap = type_.compound(data, _fill(style.get(name), drawn), present)
+                log_mean, gap = type_.compound(data, filled(style.get(name), drawn), present)
                 knowledge, penalty = knowledge - weight * log_mean, penalty + weight * gap
         return {"nll": -data.log_prob.mean(), "knowledge": knowledge.mean(), "penalty": penalty.mean()}
 
@@ -169,7 +166,7 @@ class TzK(ClassFlow):
         type_ = self._knowledge("TzK.terms_without_data", name)
         if style is not None:
             type_.check_style("TzK.terms_without_data", "style", style, rows)
-        style = _fill(style, self._normal(rows, type_.style))
+        style = filled(style, self._normal(rows, type_.style))
         nll = knowledge = penalty = torch.zeros_like(style[:, 0])
         for present, weight in type_.weights(kappa, type_.style_log_odds(style)):
             given = (type_, style) if present else (None, None)
@@ -304,8 +301,3 @@ class TzK(ClassFlow):
         """As `encode`, of a Z whose T is not needed."""
         log_det = -self.trunk.inverse(z)[1]
         return Latent(z, log_det, log_det + self.base.log_prob(z.flatten(1)))
-
-
-def _fill(style: Tensor | None, drawn: Tensor) -> Tensor:
-    """C where it is known, and `drawn` where it is NaN; None: nowhere known."""
-    return drawn if style is None else torch.where(style.isnan(), drawn, style.to(drawn))
