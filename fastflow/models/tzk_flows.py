@@ -72,7 +72,8 @@ def tzk_trunk(image: Sequence[int], *, steps: int = 10, tile: int = 16, alpha: f
     """
     image = tuple(image)
     first = [] if alpha is None else [Logit(alpha)]
-    return FlowSequential([*first, *flow_steps(image, steps, tile, 0.3, True)], image, reversible=reversible)
+    layers = flow_steps(image, steps, tile, std=0.3, from_data=True)
+    return FlowSequential([*first, *layers], image, reversible=reversible)
 
 
 def regressor(inputs: int, outputs: int, hidden: int = 70) -> nn.Sequential:
