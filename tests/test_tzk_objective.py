@@ -193,7 +193,8 @@ def test_two_blobs_are_told_apart():
     """From 40 labels both predictors know the classes, and knowing the class raises the likelihood."""
     labels = torch.arange(400) % 2
     x = 0.4 * torch.randn(400, 2) + torch.where(labels == 0, -1.0, 1.0)[:, None]
-    model = TzK(tzk_trunk((2,), steps=3, alpha=None), 1, ["a", "b"], steps=1, hidden=16)
+    # two numbers of style could stand for all of the plane: here only lambda keeps p(T | K) in step with p(T)
+    model = TzK(tzk_trunk((2,), steps=3, alpha=None), 1, ["a", "b"], steps=1, hidden=16, penalty=1.0)
     model.initialize(x)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     visible = torch.where(torch.arange(400) < 40, labels, -1)
