@@ -30,14 +30,16 @@ def test_sampling():
 
 
 def test_samples_that_overflow_are_drawn_again_or_refused():
-    """Float32 holds some draws of a deep trunk that was only started, and none of a hot one."""
+    """Float32 holds all draws of a deep trunk that was only started, some of a hot one, and none of a hotter one."""
     x, noise = torch.randint(17, (64, 1, 8, 8)), torch.rand(64, 1, 8, 8)
     model = TzK.build((1, 8, 8), 17, steps=10)
     model.initialize(x, noise=noise)
     generator = torch.Generator().manual_seed(0)
-    once = model.trunk.inverse(model._latent(0.7 * torch.randn(64, 64, generator=generator), None, None))[0]
-    assert 0 < (~once.isfinite()).flatten(1).any(1).sum() < 64
-    drawn = model.sample(64, temperature=0.7, generator=generator.manual_seed(0))
+    for temperature, least, most in ((1.0, 0, 0), (1.4, 1, 63)):
+        noise = torch.randn(64, 64, generator=generator.manual_seed(0))
+        once = model.trunk.inverse(model._latent(temperature * noise, None, None))[0]
+        assert least <= (~once.isfinite()).flatten(1).any(1).sum() <= most
+    drawn = model.sample(64, temperature=1.4, generator=generator.manual_seed(0))
     assert drawn.isfinite().all()
     assert model.log_prob(drawn.clamp(1e-3, 1 - 1e-3)).isfinite().all()
     with pytest.raises(FloatingPointError, match=r"TzK\.sample: \d+ of 8 draws of T left the range of torch\.float32"):
@@ -52,7 +54,7 @@ def test_small_batches(rows):
     assert model.log_conditional(x, "digits", noise=noise, draws=3).shape == (rows,)
     assert model.log_class_joint(x, noise, draws=3).shape == (rows, 2)
     assert model.sample(rows, 1, temperature=0.3).shape == (rows, 1, 8, 8)
-    terms = model.terms(x, model.class_knowledge(torch.zeros(rows, dtype=torch.int64)), noise=noise)
+    terms = model.terms(x, model.observed(torch.zeros(rows, dtype=torch.int64)), noise=noise)
     if rows:
         sum(terms.values()).backward()
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -78,7 +80,7 @@ def test_the_published_model_reads_no_value():
     with FakeTensorMode(allow_non_fake_inputs=True):
         x, noise = torch.zeros(4, 1, 32, 32, dtype=torch.uint8), torch.rand(4, 1, 32, 32)
         labels = torch.zeros(4, dtype=torch.int64)
-        kappa = model.class_knowledge(labels) | {"mnist": labels + 1, "omniglot": labels}
+        kappa = model.observed(labels, labels)
         terms = model.terms(x, kappa, {"digit_3": torch.zeros(4, 2)}, noise, names=["mnist", "digit_3"])
         assert {name: value.shape for name, value in terms.items()} == {"nll": (), "knowledge": (), "penalty": ()}
         sum(terms.values()).backward()
@@ -115,11 +117,11 @@ def test_start_and_saving():
     assert all(bool(value) for name, value in model.named_buffers() if name.endswith("initialized"))
     before = model.class_scores(x, noise)
     model.initialize(x.flip(0), noise=noise)  # already started: left alone
-    loaded = TzK.build((1, 8, 8), 17, ["digits", "zero", "one"], ["zero", "one"], steps=2, hidden=8)
+    loaded = TzK.build((1, 8, 8), 17, ["zero", "one"], types=["digits"], steps=2, hidden=8)
     loaded.load_state_dict(model.state_dict())
     for each in (model, loaded):
         assert all(map(torch.equal, each.class_scores(x, noise), before))
-    reversible = TzK.build((1, 8, 8), 17, ["digits", "zero", "one"], steps=2, hidden=8, reversible=True)
+    reversible = TzK.build((1, 8, 8), 17, ["zero", "one"], types=["digits"], steps=2, hidden=8, reversible=True)
     reversible.load_state_dict(model.state_dict())
     eps = {name: torch.randn(len(x), 2) for name in model.knowledge}
     for each in (model, reversible):
@@ -145,11 +147,17 @@ def test_start_and_saving():
     (lambda m, x: m.log_conditional(x, "a", draws=0), ValueError, "TzK: draws is 0, expected at least 1"),
     (lambda m, x: m.terms_without_data("a", 3, style=x), ValueError, r"style has shape \(2, 2\), expected \(3, 2\)"),
     (lambda m, x: m.terms(x, style_noise={"a": x[:1]}), ValueError, r"TzK\.terms: style_noise has shape \(1, 2\)"),
-    (lambda m, x: m.class_knowledge(torch.tensor([2])), ValueError, "labels has the value 2, expected -1 to 1"),
+    (lambda m, x: m.observed(torch.tensor([2])), ValueError, "labels has the value 2, expected -1 to 1"),
     (lambda m, x: m.add("a"), ValueError, "TzK: the type's name is 'a', expected an identifier"),
     (lambda m, x: m.add("keys"), ValueError, "TzK: the type's name is 'keys'"),
     (lambda m, x: m.log_prob(x[:, :1]), ValueError, r"x has shape \(2, 1\), expected \(B, 2\)"),
-    (lambda m, x: TzK(m.trunk, 1, ["a"], ["b"]), ValueError, "TzK: classes has 'b', expected names of types: a"),
+    (lambda m, x: TzK(m.trunk, 1, ["a"], ["a"]), ValueError, "TzK: the type's name is 'a', expected an identifier"),
+    (lambda m, x: TzK(m.trunk, 1, [], ["a"], ["b"]), ValueError, "TzK: classless has 'b', expected groups: a"),
+    (lambda m, x: m.observed(torch.tensor([0]), torch.tensor([0])), ValueError,
+     r"TzK\.observed: groups is given, expected \[B\] of the model's groups, none"),
+    (lambda m, x: TzK(m.trunk, 1, [], ["a"]).observed(torch.tensor([0])), ValueError, r"groups is None, expected .*a"),
+    (lambda m, x: TzK(m.trunk, 1, [], ["a"]).observed(torch.tensor([0]), torch.tensor([1])), ValueError,
+     "groups has the value 1, expected 0 to 0"),
     (lambda m, x: TzK(m.trunk, 1).log_class_joint(x), ValueError, "the model has no classes"),
     (lambda m, x: tzk_trunk((1, 8, 8), tile=8), ValueError, "tile is 8, expected a square of at least 4"),
     (lambda m, x: tzk_trunk((1, 28, 28), tile=256), ValueError, r"\(Squeeze\) does not fit"),

@@ -3,12 +3,17 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastflow.data.cifar10 import CIFAR10, cifar10
 from fastflow.data.digits import digits
 from fastflow.data.idx import FASHION_MNIST, KMNIST, MNIST, fashion_mnist, kmnist, mnist
 from fastflow.data.images import ImageData
+from fastflow.data.mnist_omniglot import (
+    MNIST_OMNIGLOT,
+    MNIST_OMNIGLOT_SMALL,
+    mnist_omniglot,
+    mnist_omniglot_small,
+)
 from fastflow.data.norb import SMALL_NORB, small_norb
 from fastflow.data.official import Official
 from fastflow.data.omniglot import OMNIGLOT, OMNIGLOT_SMALL, omniglot, omniglot_small
@@ -38,6 +43,8 @@ _ENTRIES = [
     Entry(KMNIST, kmnist),
     Entry(OMNIGLOT, omniglot),
     Entry(OMNIGLOT_SMALL, omniglot_small),
+    Entry(MNIST_OMNIGLOT, mnist_omniglot),
+    Entry(MNIST_OMNIGLOT_SMALL, mnist_omniglot_small),
     Entry(SVHN, svhn),
     Entry(SVHN_EXTRA, svhn_extra),
     Entry(SMALL_NORB, small_norb),
@@ -82,8 +89,8 @@ def listing(root: str | os.PathLike | None = None) -> str:
 def _place(official: Official, root: str | os.PathLike | None) -> str:
     if not official.files:
         return "built in"
-    folder = official.place or official.name
-    return f"{folder}/" if root and official.is_in(Path(root) / folder) else f"not in {folder}/"
+    here = root and official.is_in(official.folder(root=root))
+    return official.places if here else f"not in {official.places}"
 
 
 def check(name: str, root: str | os.PathLike | None = None) -> str:

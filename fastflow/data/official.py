@@ -15,7 +15,8 @@ class Official:
     """What is known of a published data set.
 
     `files` maps file names to their md5 or sha256, or to None where none is published; where the name ends in .gz the
-    unpacked file serves too. `train` and `test` are numbers of rows, `shape` that of one of them; None: any.
+    unpacked file serves too. Of a set joined of others the names begin with the folders. `train` and `test` are numbers
+    of rows, `shape` that of one of them; None: any.
     """
 
     name: str
@@ -25,18 +26,24 @@ class Official:
     shape: tuple[int, ...] | None
     train: int | None
     test: int | None
-    place: str | None = None  # name of its folder in the data root, where that is not `name`
+    place: str | None = None  # its folder in the data root, where that is not `name`; "." of a joined set
     of_content: bool = False  # the checksums are of what the .gz files hold
+
+    @property
+    def places(self) -> str:
+        """Its folders in the data root, in words."""
+        place = Path(self.place or self.name)
+        return " and ".join(sorted({f"{(place / name).parent}/" for name in self.files}))
 
     def folder(self, folder: str | os.PathLike | None = None, root: str | os.PathLike | None = None) -> Path:
         """`folder` itself, or else the set's own folder in `root`, or else in $FASTFLOW_DATA."""
         if folder is not None:
             return Path(folder)
-        root, place = root or os.environ.get("FASTFLOW_DATA"), self.place or self.name
+        root = root or os.environ.get("FASTFLOW_DATA")
         if not root:
             raise FileNotFoundError(f"{self.name}: no folder given; set data.path to the folder of its files, "
-                                    f"or FASTFLOW_DATA to a folder with {place}/ inside")
-        return Path(root) / place
+                                    f"or FASTFLOW_DATA to a folder with {self.places} inside")
+        return Path(root) / (self.place or self.name)
 
     def find(self, folder: Path, name: str) -> Path:
         """The path of one of the files. Raises FileNotFoundError saying where to get it and where to put it."""
@@ -55,9 +62,10 @@ class Official:
 
     def checksum(self, path: Path) -> str | None:
         """The published one of a file as it lies here: of an unpacked file there may be none."""
-        if path.name in self.files:
-            return self.files[path.name]
-        return self.files[f"{path.name}.gz"] if self.of_content else None
+        digests = {Path(name).name: digest for name, digest in self.files.items()}
+        if path.name in digests:
+            return digests[path.name]
+        return digests[f"{path.name}.gz"] if self.of_content else None
 
     def verify(self, path: Path) -> None:
         """Compares a file with its published checksum, if there is one. Raises ValueError."""

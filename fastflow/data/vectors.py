@@ -35,6 +35,7 @@ class VectorData:
             )
 
     levels = 1  # as many grey levels as continuous data have, see `ClassFlow`
+    train_groups = test_groups = None  # only sets of images are joined of others
 
     @property
     def train_x(self) -> Tensor:

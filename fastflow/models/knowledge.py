@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastflow.models.tzk_flows import ConditionalDensity, Inverted, calm_flow, flow_steps, regressor
-from fastflow.nn import ElementwiseAffine, FlowSequential
+from fastflow.models.tzk_flows import ConditionalDensity, Inverted, flow_steps, regressor
+from fastflow.nn import FlowSequential
 from fastflow.ops._checks import bad_shape, check_labels
 
 _PRIOR_POINTS = 4096  # quasi-random points of p(C) that p(kappa = 1) is the mean over
@@ -56,14 +56,15 @@ class Knowledge(nn.Module):
     style            c, the width of C
     hidden           units of the regressors
     steps, tile      of the two conditional flows, see `flow_steps`
-    penalty          lambda of the type in `TzK.terms`, at least 0
-    positive_weight  of a row with observed kappa = 1, against 1 of any other: balances a rare attribute
+    penalty          lambda of the type in `TzK.terms`, at least 0: from 1/2 on p(T | K) stays at p(T) p(K | T) / p(K);
+                     below 1/2 - 1/m, where m types can be present at once, the loss has no minimum
+    positive_weight  of the discriminators at kappa = 1, against 1 at kappa = 0: balances a rare attribute
 
     Each step of training draws C and scores Z; so SymLog compresses draws of C, and scored Z: neither can overflow.
     """
 
     def __init__(self, shape: tuple[int, ...], style: int = 2, hidden: int = 70, steps: int = 4, tile: int = 16,
-                 penalty: float = 1.0, positive_weight: float = 1.0) -> None:
+                 penalty: float = 0.25, positive_weight: float = 1.0) -> None:
         super().__init__()
         if style < 1:
             raise ValueError(f"Knowledge: style is {style}, expected at least 1")
@@ -74,14 +75,9 @@ class Knowledge(nn.Module):
         self.style, self.penalty, self.positive_weight = style, penalty, positive_weight
         self.kappa_given_data = regressor(features, 1, hidden)
         self.kappa_given_style = regressor(style, 1, hidden)
-        calm = calm_flow(style, steps, tile)
-        self.style_given_data = ConditionalDensity(Inverted(calm), (style,), features, hidden)
-        flow = FlowSequential([*flow_steps(shape, steps, tile), ElementwiseAffine(shape)], shape)
-        self.data_given_style = ConditionalDensity(flow, shape, style, hidden)
-
-    def initialize(self, z: Tensor) -> None:
-        """Starts the flow of p(Z | kappa = 1, C) from latents [B, *shape]; raises ValueError as `ElementwiseAffine`."""
-        self.data_given_style.flow.initialize(z)
+        style_flow, data_flow = (FlowSequential(flow_steps(each, steps, tile), each) for each in ((style,), shape))
+        self.style_given_data = ConditionalDensity(Inverted(style_flow), (style,), features, hidden)
+        self.data_given_style = ConditionalDensity(data_flow, shape, style, hidden)
 
     def log_odds(self, z: Tensor, frozen: bool = False) -> Tensor:
         """[B] log p(kappa = 1 | T) - log p(kappa = 0 | T)."""
@@ -107,10 +103,17 @@ class Knowledge(nn.Module):
         return _log_odds(self.kappa_given_style, style)
 
     def compound(self, data: Latent, style: Tensor, present: bool, frozen: bool = False) -> tuple[Tensor, Tensor]:
-        """What the type adds to log M, and its penalty, for one value of kappa, each [B]. Arguments as in `factors`."""
+        """What the type adds to log M, and its penalty, for one value of kappa, each [B]. Arguments as in `factors`.
+
+        kappa = 0 has no penalty: no density is left in its ratio p(kappa = 0 | T) / p(kappa = 0 | C), which is 1 only
+        where the discriminators tell nothing apart.
+        """
         factors = self.factors(data, style, present, frozen)
         log_mean = 0.5 * (factors.encoder + factors.decoder - data.log_prob)
-        return log_mean, self.penalty * (factors.encoder + data.log_prob - factors.decoder).abs()
+        if not present:
+            return log_mean, torch.zeros_like(log_mean)
+        more = 0.5 * (self.positive_weight - 1) * (factors.kappa_given_data + factors.kappa_given_style)
+        return log_mean + more, self.penalty * (factors.encoder + data.log_prob - factors.decoder).abs()
 
     def weights(self, kappa: Tensor | None, log_odds: Tensor) -> list[tuple[bool, Tensor]]:
         """(kappa, its weight [B]) for both values: 1 where observed, else its probability by log_odds [B], detached.
@@ -121,7 +124,7 @@ class Knowledge(nn.Module):
         if kappa is None:
             return [(True, probability), (False, 1 - probability)]
         check_labels("TzK", "kappa", kappa, len(log_odds), 2, unlabelled=True)
-        present = torch.where(kappa < 0, probability, (kappa == 1) * self.positive_weight)
+        present = torch.where(kappa < 0, probability, (kappa == 1) * 1.0)
         absent = torch.where(kappa < 0, 1 - probability, (kappa == 0) * 1.0)
         return [(True, present), (False, absent)]
 
@@ -135,12 +138,19 @@ class Knowledge(nn.Module):
         return self.style_given_data.draw(z.flatten(1), noise)
 
     def log_joint(self, data: Latent, noise: Tensor) -> Tensor:
-        """[B] log p(T, kappa = 1), C integrated out by importance sampling with proposal p(C | T, kappa = 1).
+        """[B] log p(T, kappa = 1), C integrated out by importance sampling.
 
-        noise  standard normal [S, B, c], one draw of C each
+        noise  standard normal [S, B, c], one draw of C each: half of them of p(C | T, kappa = 1), which training makes
+               narrower than the posterior, and the others of p(C), which covers what that leaves out
         """
-        factors = self.factors(data, self.draw_style(data.z, noise), present=True)
-        return torch.logsumexp(factors.decoder - factors.style_given_data, 0) - math.log(len(noise))
+        draws = len(noise)
+        own = (draws + 1) // 2
+        factors = self.factors(data, torch.cat([self.draw_style(data.z, noise[:own]), noise[own:]]), present=True)
+        within = factors.style_given_data.isfinite()  # a C of p(C) may be beyond what float32 inverts: p(C | T) is 0
+        proposal = torch.where(within, factors.style_given_data, -torch.inf) + math.log(own / draws)
+        if own < draws:
+            proposal = torch.logaddexp(proposal, factors.style + math.log(1 - own / draws))
+        return torch.logsumexp(factors.decoder - proposal, 0) - math.log(draws)
 
     def log_present(self) -> Tensor:
         """log p(kappa = 1), 0-d: the mean of p(kappa = 1 | C) over 4096 quasi-random points of p(C)."""
@@ -158,6 +168,11 @@ class Knowledge(nn.Module):
             return style[:, 0]
         chosen = torch.multinomial(torch.sigmoid(self.style_log_odds(style)), 1, generator=generator)
         return style[torch.arange(rows, device=style.device), chosen[:, 0]]
+
+
+def filled(style: Tensor | None, drawn: Tensor) -> Tensor:
+    """C where it is known, and `drawn` where it is NaN; None: nowhere known."""
+    return drawn if style is None else torch.where(style.isnan(), drawn, style.to(drawn))
 
 
 def _log_odds(network: nn.Module, x: Tensor, frozen: bool = False) -> Tensor:

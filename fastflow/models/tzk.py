@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastflow.models.class_flow import ClassFlow
-from fastflow.models.knowledge import Knowledge, Latent
+from fastflow.models.knowledge import Knowledge, Latent, filled
 from fastflow.models.tzk_flows import tzk_trunk
 from fastflow.nn import Dequantize, DiagonalNormal, FlowSequential
 from fastflow.ops._checks import check_labels
@@ -24,49 +24,48 @@ class TzK(ClassFlow):
         log M = log p(T) + 1/2 sum_i (log p(K^i | T) + log p(T | K^i) - log p(T) + log p(K^i))        maximised
         penalty = sum_i lambda_i |log p(K^i | T) + log p(T) - log p(T | K^i) - log p(K^i)|            minimised
 
-    trunk    flow of T [B, *shape] to Z of any shape; see `tzk_trunk`
-    levels   grey levels of images, whose T is the dequantised image in [0, 1]; 1: x is continuous and is T itself
-    types    names of the knowledge types; the factors of each are a `Knowledge`
-    classes  those of them that are the classes 0 .. K - 1, in this order
-    options  keywords of `Knowledge`, the same for all of `types`; `add` takes other ones
+    trunk      flow of T [B, *shape] to Z of any shape; see `tzk_trunk`
+    levels     grey levels of images, whose T is the dequantised image in [0, 1]; 1: x is continuous and is T itself
+    classes    names of the types that are the classes 0 .. K - 1
+    groups     names of the types that are the groups of the data, as `ImageData.groups`
+    classless  those of the groups whose rows have no class, as `ImageData.classless`
+    types      names of further knowledge types; the factors of each type are a `Knowledge`
+    options    keywords of `Knowledge`, the same for all types; `add` takes other ones
 
     As a `ClassFlow` it has log_base = log p(T), and G = log p(kappa^k = 1 | T) normalised over the K classes; without
     any, K = 1 and G = 0. So log_prob and bits_per_dim are the prior's, and predict is argmax_k p(kappa^k = 1 | T).
     log M is no normalised likelihood: report log_prob and log_conditional.
-    Raises ValueError for a name that is given twice, or a class that is no type.
+    Raises ValueError for a name that is given twice, or a classless group that is no group.
     Source: Livne and Fleet 2018, "TzK Flow - Conditional Generative Model", arXiv 1811.01837.
     """
 
-    def __init__(self, trunk: FlowSequential, levels: int, types: Sequence[str] = (), classes: Sequence[str] = (),
-                 **options) -> None:
+    def __init__(self, trunk: FlowSequential, levels: int, classes: Sequence[str] = (), groups: Sequence[str] = (),
+                 classless: Sequence[str] = (), types: Sequence[str] = (), **options) -> None:
         super().__init__()
         self.shape, self.features, self.levels = trunk.shape, math.prod(trunk.shape), levels
         self.trunk = trunk
         self.dequantize = Dequantize(levels) if levels > 1 else None
         self.base = DiagonalNormal(self.features)
+        torch.nn.init.constant_(self.base.rho, math.log(math.e - 1))  # scale 1
         self.knowledge = torch.nn.ModuleDict()
-        for name in types:
+        for name in (*groups, *types, *classes):
             self._put(name, options)
-        if unknown := [name for name in classes if name not in self.knowledge]:
-            raise ValueError(f"TzK: classes has {unknown[0]!r}, expected names of types: {', '.join(types) or 'none'}")
-        self.class_types = list(classes)
+        if unknown := set(classless) - set(groups):
+            raise ValueError(f"TzK: classless has {unknown.pop()!r}, expected groups: {', '.join(groups) or 'none'}")
+        self.class_types, self.group_types, self.classless = list(classes), list(groups), list(classless)
 
     @classmethod
-    def build(cls, image: Sequence[int], levels: int, types: Sequence[str] = (), classes: Sequence[str] = (), *,
-              steps: int = 10, tile: int = 16, alpha: float = 0.05, reversible: bool = False, **options) -> TzK:
-        """TzK on images (C, H, W); `tile` is that of the trunk and of the types, options are those of `Knowledge`."""
+    def build(cls, image: Sequence[int], levels: int, classes: Sequence[str] = (), *, steps: int = 10, tile: int = 16,
+              alpha: float = 0.05, reversible: bool = False, **options) -> TzK:
+        """TzK on images (C, H, W); `tile` is that of the trunk and of the types, options are other keywords of TzK."""
         trunk = tzk_trunk(image, steps=steps, tile=tile, alpha=alpha, reversible=reversible)
-        return cls(trunk, levels, types, classes, tile=tile, **options)
+        return cls(trunk, levels, classes, tile=tile, **options)
 
     @classmethod
     def mnist_omniglot(cls, **options) -> TzK:
-        """The published model: 32 x 32, 256 levels, a type a data set and a type a digit, the digits being classes.
-
-        MNIST is to be padded with zeros to 32 x 32. options override keywords of `build`.
-        """
-        digits = [f"digit_{digit}" for digit in range(10)]
-        return cls.build(**{"image": (1, 32, 32), "levels": 256, "types": ["mnist", "omniglot", *digits],
-                            "classes": digits} | options)
+        """The published model of `data.mnist_omniglot`; its classes are the digits. options override `build`'s."""
+        return cls.build(**{"image": (1, 32, 32), "levels": 256, "classes": [f"digit_{digit}" for digit in range(10)],
+                            "groups": ["mnist", "omniglot"], "classless": ["omniglot"]} | options)
 
     @property
     def classes(self) -> int:
@@ -76,8 +75,8 @@ class TzK(ClassFlow):
     def add(self, name: str, is_class: bool = False, **options) -> Knowledge:
         """Adds a type to a trained model, and freezes all that was there: only the new factors train from now on.
 
-        options are keywords of `Knowledge`; `is_class` makes it the last class. Call `initialize` before training it,
-        and `terms(names=[name])` to spend nothing on the others.
+        options are keywords of `Knowledge`; `is_class` makes it the last class. It starts as the prior, nearly:
+        p(T | kappa = 1, C) = p(T). `terms(names=[name])` spends nothing on the others.
         """
         self.requires_grad_(False)
         added = self._put(name, options).to(self.base.rho)
@@ -91,9 +90,6 @@ class TzK(ClassFlow):
         """
         with torch.no_grad():
             self.trunk.initialize(self._continuous(x, noise))
-            z = self.encode(x, noise).z
-            for knowledge in self.knowledge.values():
-                knowledge.initialize(z)
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Latent:
         """Z, log|det dZ/dT| and log p(T). Arguments as in `ClassFlow`."""
@@ -108,11 +104,22 @@ class TzK(ClassFlow):
         odds = torch.stack([self.knowledge[name].log_odds(data.z) for name in self.class_types], 1)
         return data.log_prob, torch.nn.functional.logsigmoid(odds).log_softmax(1)
 
-    def class_knowledge(self, labels: Tensor) -> dict[str, Tensor]:
-        """kappa of the class types, as `terms` takes it, from labels int64 [B], -1 where unknown."""
-        check_labels("TzK.class_knowledge", "labels", labels, len(labels), self.classes, unlabelled=True)
-        return {name: torch.where(labels < 0, -1, (labels == k).to(labels.dtype))
-                for k, name in enumerate(self.class_types)}
+    def observed(self, labels: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
+        """kappa as `terms` takes it, of rows with labels int64 [B], -1 unknown, and numbers of their groups int64 [B].
+
+        A group's type is known of every row; a class's where the label is, and absent in groups without classes.
+        Raises TypeError or ValueError naming the argument.
+        """
+        check_labels("TzK.observed", "labels", labels, len(labels), self.classes, unlabelled=True)
+        if (groups is None) == bool(self.group_types):
+            raise ValueError(f"TzK.observed: groups is {'None' if groups is None else 'given'}, expected [B] of the "
+                             f"model's groups, {', '.join(self.group_types) or 'none'}")
+        if groups is not None:
+            check_labels("TzK.observed", "groups", groups, len(labels), len(self.group_types), unlabelled=False)
+        kappa = {name: (groups == k).to(labels.dtype) for k, name in enumerate(self.group_types)}
+        unknown = sum((kappa[name] for name in self.classless), labels.new_full(labels.shape, -1))
+        return kappa | {name: torch.where(labels < 0, unknown, (labels == k).to(labels.dtype))
+                        for k, name in enumerate(self.class_types)}
 
     def terms(self, x: Tensor, kappa: Mapping[str, Tensor] | None = None, style: Mapping[str, Tensor] | None = None,
               noise: Tensor | None = None, style_noise: Mapping[str, Tensor] | None = None,
@@ -142,7 +149,7 @@ class TzK(ClassFlow):
             type_.check_style("TzK.terms", "style_noise", eps, len(x))
             for present, weight in type_.weights(kappa.get(name), type_.log_odds(data.z)):
                 drawn = type_.draw_style(data.z, eps) if present else eps
-                log_mean, gap = type_.compound(data, _fill(style.get(name), drawn), present)
+                log_mean, gap = type_.compound(data, filled(style.get(name), drawn), present)
                 knowledge, penalty = knowledge - weight * log_mean, penalty + weight * gap
         return {"nll": -data.log_prob.mean(), "knowledge": knowledge.mean(), "penalty": penalty.mean()}
 
@@ -159,7 +166,7 @@ class TzK(ClassFlow):
         type_ = self._knowledge("TzK.terms_without_data", name)
         if style is not None:
             type_.check_style("TzK.terms_without_data", "style", style, rows)
-        style = _fill(style, self._normal(rows, type_.style))
+        style = filled(style, self._normal(rows, type_.style))
         nll = knowledge = penalty = torch.zeros_like(style[:, 0])
         for present, weight in type_.weights(kappa, type_.style_log_odds(style)):
             given = (type_, style) if present else (None, None)
@@ -173,9 +180,9 @@ class TzK(ClassFlow):
                         draws: int = _DRAWS, generator: torch.Generator | None = None) -> Tensor:
         """[B] log p(T | kappa = 1, C) for C = style [B, c]; for None log p(T | kappa = 1), nats.
 
-        Then C is integrated out by importance sampling with `draws` of p(C | T, kappa = 1), which takes memory for
-        draws * B * D numbers; on average it is a lower bound, which rises with draws. p(kappa = 1) is quasi-Monte Carlo
-        of 4096 points. Use `class_scores`' log_base, or log_prob, for log p(T).
+        Then C is integrated out by importance sampling with `draws` of p(C | T, kappa = 1) and of p(C), half of each,
+        which takes memory for draws * B * D numbers; on average it is a lower bound, which rises with draws.
+        p(kappa = 1) is quasi-Monte Carlo of 4096 points. Use `class_scores`' log_base, or log_prob, for log p(T).
         """
         type_ = self._knowledge("TzK.log_conditional", name)
         data = self.encode(x, noise)
@@ -248,6 +255,7 @@ class TzK(ClassFlow):
             raise ValueError(f"TzK: the type's name is {name!r}, expected an identifier that is not among "
                              f"{', '.join(self.knowledge) or 'the other names'}")
         self.knowledge[name] = Knowledge(self.trunk.output_shape(self.shape), **options)
+        self.knowledge[name].data_given_style.start_as(torch.nn.functional.softplus(self.base.rho))
         return self.knowledge[name]
 
     def _knowledge(self, op: str, name: object) -> Knowledge:
@@ -293,8 +301,3 @@ class TzK(ClassFlow):
         """As `encode`, of a Z whose T is not needed."""
         log_det = -self.trunk.inverse(z)[1]
         return Latent(z, log_det, log_det + self.base.log_prob(z.flatten(1)))
-
-
-def _fill(style: Tensor | None, drawn: Tensor) -> Tensor:
-    """C where it is known, and `drawn` where it is NaN; None: nowhere known."""
-    return drawn if style is None else torch.where(style.isnan(), drawn, style.to(drawn))

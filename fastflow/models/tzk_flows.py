@@ -11,25 +11,32 @@ from torch import Tensor, nn
 from fastflow.nn import Bijection, ChannelMix, ElementwiseAffine, FlowSequential, Logit, Squeeze, SymLog
 
 LOG_VARIANCE = 7.0  # the conditional Gaussians' log-variances are clamped to +- this
-_CALM = 0.1  # where SymLog is nearly linear
+_GAIN = 0.1  # of the regressors of means and log-variances, all of which one step of Adam moves the same way
 
 
-def flow_steps(shape: tuple[int, ...], steps: int, tile: int) -> list[Bijection]:
+def flow_steps(shape: tuple[int, ...], steps: int, tile: int, std: float = 0.1, from_data: bool = False,
+               ) -> list[Bijection]:
     """TzK's flow steps on samples of `shape`: a tiled linear map, one scale and shift an element, SymLog.
 
-    shape  (C, H, W): each step mixes tiles of r x r pixels, r = sqrt(tile), in turn neighbours and pixels H / r and
-           W / r apart, by one matrix [C tile, C tile] for all tiles; (D,): one matrix [D, D], `tile` has no meaning
-    tile   16 or 256 in TzK; any square whose root divides H and W. All pixels come to depend on each other if tile is
-           at least H and W; on 32 x 32 pixels a tile of 16 leaves four groups of pixels independent, see `ops.squeeze`
+    shape      (C, H, W): each step mixes tiles of r x r pixels, r = sqrt(tile), in turn neighbours and pixels H / r and
+               W / r apart, by one matrix [C tile, C tile] for all tiles; (D,): one matrix [D, D], `tile` has no meaning
+    tile       16 or 256 in TzK; any square whose root divides H and W. All pixels come to depend on each other if tile
+               is at least H and W; on 32 x 32 pixels a tile of 16 leaves four groups of pixels independent, see
+               `ops.squeeze`
+    std        of what enters the first SymLog, if x is standard normal, or for any x with from_data
+    from_data  whether `initialize` is to start the first and the last scale and shift from data
 
-    The matrices start as random rotations.
+    The matrices start as random rotations, and the SymLogs nearly linear, as std is small; the last layer, one scale
+    and shift more, brings it back to 1. Else the stack fits no data at first, and its inverse, exponentials of
+    exponentials, leaves the range of float32.
     """
     side = math.isqrt(tile)
     if side * side != tile or side < 2:
         raise ValueError(f"TzK: tile is {tile}, expected a square of at least 4, like 16 or 256")
     image, layers = len(shape) == 3, []
     channels = shape[0] * (tile if image else 1)
-    for step in range(steps):
+    affines = [ElementwiseAffine(shape, std=std), *(ElementwiseAffine(shape) for _ in range(steps))]
+    for step, affine in enumerate(affines[:-1]):
         square = torch.randn(channels, channels, dtype=torch.float64)
         mix = ChannelMix(channels, "plu", torch.linalg.qr(square).Q.to(torch.get_default_dtype()))
         if image:
@@ -37,8 +44,20 @@ def flow_steps(shape: tuple[int, ...], steps: int, tile: int) -> list[Bijection]
             layers += [squeeze, mix, undo]
         else:
             layers.append(mix)
-        layers += [ElementwiseAffine(shape), SymLog()]
-    return layers
+        layers += [affine, SymLog()]
+    nn.init.constant_(affines[0].log_scale, math.log(std))
+    nn.init.constant_(affines[-1].log_scale, -math.log(_shrunk(std, steps)))
+    for affine in affines[1:-1] if from_data else affines:
+        affine.initialized.fill_(True)
+    return [*layers, affines[-1]]
+
+
+def _shrunk(std: float, steps: int) -> float:
+    """The standard deviation of a normal variable after some SymLogs, which it enters with `std`."""
+    x = std * torch.special.ndtri(torch.arange(0.5, 1000, dtype=torch.float64) / 1000)
+    for _ in range(steps):
+        x = x.sign() * x.abs().log1p()
+    return x.std().item()
 
 
 def tzk_trunk(image: Sequence[int], *, steps: int = 10, tile: int = 16, alpha: float | None = 0.05,
@@ -49,26 +68,12 @@ def tzk_trunk(image: Sequence[int], *, steps: int = 10, tile: int = 16, alpha: f
     alpha       of the logit that comes first, as in RealNVP, and keeps T in [0, 1]; None: no logit, T in R^D
     reversible  trains in memory that does not grow with depth; see `FlowSequential`
 
-    32 x 32 with 10 steps and a tile of 16 has 25,760 parameters. Source: Livne and Fleet 2018, arXiv 1811.01837.
+    32 x 32 with 10 steps and a tile of 16 has 27,808 parameters. Source: Livne and Fleet 2018, arXiv 1811.01837.
     """
     image = tuple(image)
     first = [] if alpha is None else [Logit(alpha)]
-    return FlowSequential([*first, *flow_steps(image, steps, tile)], image, reversible=reversible)
-
-
-def calm_flow(features: int, steps: int, tile: int) -> FlowSequential:
-    """Flow steps that start nearly linear: values enter the first SymLog at a tenth, and leave the last tenfold.
-
-    For latents of which there are no data to start from.
-    """
-    last = ElementwiseAffine((features,))
-    layers = [*flow_steps((features,), steps, tile), last]
-    affine = [layer for layer in layers if isinstance(layer, ElementwiseAffine)]
-    for layer in affine:
-        layer.initialized.fill_(True)
-    nn.init.constant_(affine[0].log_scale, math.log(_CALM))
-    nn.init.constant_(last.log_scale, -math.log(_CALM))
-    return FlowSequential(layers, (features,))
+    layers = flow_steps(image, steps, tile, std=0.3, from_data=True)
+    return FlowSequential([*first, *layers], image, reversible=reversible)
 
 
 def regressor(inputs: int, outputs: int, hidden: int = 70) -> nn.Sequential:
@@ -95,6 +100,11 @@ class ConditionalDensity(nn.Module):
         self.flow, self.shape, self.features = flow, shape, math.prod(shape)
         self.regressor = regressor(contexts, 2 * self.features, hidden)
 
+    @torch.no_grad()
+    def start_as(self, scale: Tensor) -> None:
+        """The Gaussian of an untrained regressor becomes N(0, scale^2), scale [D], whatever the context."""
+        self.regressor[-1].bias[self.features:] = 2 * scale.log() / _GAIN
+
     def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """[*draws, B] log p(x | context), nats."""
         leading = x.shape[: x.dim() - len(self.shape)]
@@ -112,7 +122,7 @@ class ConditionalDensity(nn.Module):
         return x.view(*z.shape[:-1], *self.shape)
 
     def _moments(self, context: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.regressor(context).to(like.dtype).chunk(2, dim=-1)
+        mean, log_variance = (_GAIN * self.regressor(context)).to(like.dtype).chunk(2, dim=-1)
         return mean, log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE)
 
 

@@ -1,5 +1,7 @@
 """The element-wise affine layer."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +14,15 @@ class ElementwiseAffine(Bijection):
     """y = x exp(log_scale) + shift, learned; one shift and one scale an element, or a channel.
 
     shape is that of the parameters: (C, *spatial), a sample's, for one an element; (C,) or C for one a channel. x
-    [B, C, *spatial]. It is the identity until `initialize(batch)` starts it from data, or for good where that is never
-    called; the buffer `initialized` tells. `initialize` raises ValueError for fewer than 2 rows or an element (a
-    channel) without variance. Source: the affine layer of TzK, Livne and Fleet 2018, arXiv 1811.01837.
+    [B, C, *spatial]. It is the identity until `initialize(batch)` starts it from data, with the standard deviation
+    `std`, or for good where that is never called; the buffer `initialized` tells. `initialize` raises ValueError for
+    fewer than 2 rows or an element (a channel) without variance. Source: the affine layer of TzK, Livne and Fleet 2018,
+    arXiv 1811.01837.
     """
 
-    def __init__(self, shape: int | tuple[int, ...]) -> None:
+    def __init__(self, shape: int | tuple[int, ...], std: float = 1.0) -> None:
         super().__init__()
+        self.std = std
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.shift = nn.Parameter(torch.zeros(self.shape))
         self.log_scale = nn.Parameter(torch.zeros(self.shape))
@@ -37,9 +41,10 @@ class ElementwiseAffine(Bijection):
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Takes shift and log_scale from x, so that x comes out with mean 0 and standard deviation 1 an element (a
+        """Takes shift and log_scale from x, so that x comes out with mean 0 and standard deviation `std` an element (a
         channel)."""
         mean, log_scale = act_norm_statistics(x if len(self.shape) == 1 else x.flatten(1))
+        log_scale = log_scale + math.log(self.std)
         self.shift.copy_((-mean * log_scale.exp()).view(self.shape))
         self.log_scale.copy_(log_scale.view(self.shape))
         self.initialized.fill_(True)

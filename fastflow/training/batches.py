@@ -75,8 +75,7 @@ class Batches:
         visible = torch.full_like(data.train_labels, -1)
         visible[split.labelled] = data.train_labels[split.labelled]
         self.x, self.labels = data.train_x.to(device), visible.to(device)
-        groups = getattr(data, "train_groups", None)
-        self.groups = None if groups is None else groups.to(device)
+        self.groups = None if data.train_groups is None else data.train_groups.to(device)
         self.split, self.seed, self.device = split, seed, device
         self.size, self.levels = sampling.batch, data.levels
         self.repeats = loss.em_steps if loss.em_refresh == "batch" else 1

@@ -13,6 +13,7 @@ from fastflow.models import M1, M1M2, M2, SCNF, FlowGMM, TzK, class_means, read_
 from fastflow.models.class_bound import ClassBound
 from fastflow.models.class_flow import ClassFlow
 from fastflow.models.trunks import real_nvp_trunk, tabular_trunk
+from fastflow.models.tzk_flows import tzk_trunk
 from fastflow.training.config import POINTS, DataConfig
 from fastflow.training.model_config import FlowGmmConfig, ModelConfig, ScnfConfig, TzkConfig
 from fastflow.training.state import load_weights
@@ -144,10 +145,11 @@ def _means(config: FlowGmmConfig, classes: int, features: int) -> Tensor:
 
 
 def _tzk(config: TzkConfig, about: dict, shape: tuple[int, ...], levels: int, classes: int) -> TzK:
-    groups, names = about.get("groups", ()), [f"class_{label}" for label in range(classes)]
-    return TzK.build(shape, levels, [*groups, *names], names, **({"groups": groups} if groups else {}),
-                     steps=config.steps, tile=config.tile, alpha=_alpha(config.alpha, levels),
-                     reversible=config.reversible, style=config.style, hidden=config.hidden, penalty=config.penalty)
+    trunk = tzk_trunk(shape, steps=config.steps, tile=config.tile, alpha=_alpha(config.alpha, levels),
+                      reversible=config.reversible)
+    return TzK(trunk, levels, [f"class_{label}" for label in range(classes)], groups=about.get("groups", ()),
+               classless=about.get("classless", ()), tile=config.tile, steps=config.knowledge_steps,
+               **config.model_dump(include={"style", "hidden", "penalty", "positive_weight"}))
 
 
 def _alpha(alpha: float | None, levels: int) -> float | None:

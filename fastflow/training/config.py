@@ -12,9 +12,9 @@ POINTS = ("moons", "circles", "eight-gaussians", "pinwheel")  # drawn, not read
 
 
 class DataConfig(Section):
-    name: Literal["digits", "mnist", "fashion-mnist", "kmnist", "omniglot", "omniglot-small", "svhn", "svhn-extra",
-                  "small-norb", "cifar10", "idx", "npz", "moons", "circles", "eight-gaussians", "pinwheel", "hepmass",
-                  "miniboone", "ag-news", "yahoo", "table"]
+    name: Literal["digits", "mnist", "fashion-mnist", "kmnist", "omniglot", "omniglot-small", "mnist-omniglot",
+                  "mnist-omniglot-small", "svhn", "svhn-extra", "small-norb", "cifar10", "idx", "npz", "moons",
+                  "circles", "eight-gaussians", "pinwheel", "hepmass", "miniboone", "ag-news", "yahoo", "table"]
     path: str | None = None  # npz, table: the file; others: the folder of the files, default: in $FASTFLOW_DATA
     test_path: str | None = None  # table: the file of the test rows
     label: str = "label"  # table: the column of the class

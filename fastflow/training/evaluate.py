@@ -5,9 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastflow.models import TzK
 from fastflow.models.class_bound import ClassBound
 from fastflow.training.inputs import is_binary, model_input
 from fastflow.training.randomness import EVALUATION, EVALUATION_LATENT, uniform
+from fastflow.training.tzk_likelihoods import conditional_bits
 from fastflow.training.views import normal_numbers
 
 ROWS = 512  # rows a forward pass
@@ -21,21 +23,31 @@ FIGURES = {  # what `evaluate` measures: title of its column, style
 }
 
 
+def columns(figures: dict) -> dict[str, tuple[str, str]]:
+    """{name: (title, style)} of those of `FIGURES` that were measured, and of the bits of a TzK's groups."""
+    known = {name: column for name, column in FIGURES.items() if name in figures}
+    return known | {name: (name.replace("_", " "), ".4f") for name in figures
+                    if name.startswith("bits_") and name not in known}
+
+
 def summary(figures: dict) -> str:
     """Error and density of `evaluate` in a line."""
-    shown = [name for name in FIGURES if name in figures and name != "cross_entropy"]
-    return ", ".join(f"{FIGURES[name][0]} {figures[name]:{FIGURES[name][1]}}" for name in shown)
+    return ", ".join(f"{title} {figures[name]:{style}}" for name, (title, style) in columns(figures).items()
+                     if name != "cross_entropy")
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, labels: Tensor, *, levels: int, seed: int) -> dict:
+def evaluate(model: nn.Module, x: Tensor, labels: Tensor, *, levels: int, seed: int,
+             groups: Tensor | None = None) -> dict:
     """Scores a model on `x` [N, *shape], grey levels or (levels = 1) vectors, with `labels` int64 [N], on its device.
 
     Returns error (percent of rows), cross_entropy (mean -log p(y|x), nats) and confusion counts [true][predicted], all
     of p(y|x) at the middle of the grey levels, as `model.predict` has it; rows of label -1 count nothing there. And
     bits_per_dim of p(x), dequantised by noise that is keyed by (seed, row), or the mean -log p(x), nll, of vectors; of
     a `ClassBound` bounds of them, one draw of its latents a row, where binary pixels are what has the bits. A model
-    without classes (K = 1) has these alone. The same weights give the same numbers.
+    without classes (K = 1) has these alone. Of a `TzK` on images also the bits of a pixel of each of its `groups` int64
+    [N], given nothing, the group or the class: bits_GROUP, bits_GROUP_given_group, bits_GROUP_given_class. The same
+    weights give the same numbers.
     """
     training = model.training
     model.eval()
@@ -55,6 +67,8 @@ def evaluate(model: nn.Module, x: Tensor, labels: Tensor, *, levels: int, seed: 
     else:
         levels = 1 if is_binary(model) else levels  # a binary pixel has a probability, not a density
         density = {"bits_per_dim": math.log2(levels) - mean / (math.prod(x.shape[1:]) * math.log(2.0))}
+    if isinstance(model, TzK) and levels > 1:
+        density |= _conditional(model, x, labels, groups, seed)
     if isinstance(model, ClassBound):
         density = {f"{name}_bound": value for name, value in density.items()}
     known = labels >= 0
@@ -77,6 +91,14 @@ def _of_flow(model: nn.Module, x: Tensor, noise: Tensor | None, levels: int, key
     if scores.shape[1] > 1 and noise is not None:
         scores = model.class_scores(x)[1]
     return log_prob, scores.log_softmax(1)
+
+
+def _conditional(model: TzK, x: Tensor, labels: Tensor, groups: Tensor | None, seed: int) -> dict[str, float]:
+    rows = torch.arange(len(x), device=x.device)
+    noise = uniform(x.shape, seed=seed, stream=EVALUATION, step=0, rows=rows)
+    found = conditional_bits(model, x, labels, groups, noise, seed=seed)
+    return {f"bits_{group}" + ("" if condition == "prior" else f"_given_{condition}"): bits
+            for group, conditions in found.items() for condition, bits in conditions.items()}
 
 
 def _of_bound(model: ClassBound, x: Tensor, noise: Tensor | None, levels: int, key: dict) -> tuple[Tensor, Tensor]:

@@ -153,14 +153,14 @@ class TzkConfig(Section):
 
     kind: Literal["tzk"]
     steps: int = Field(10, ge=1)
-    tile: int = Field(16, ge=4)
+    tile: int = Field(16, ge=4)  # side squared; 64 and more mix all pixels of 32 x 32
     alpha: float | None = Field(None, gt=0, lt=1)  # of the logit; default 0.05 of images, vectors have none
     reversible: bool = False
     style: int = Field(2, ge=1)  # c, dimensions of C
     hidden: int = Field(70, ge=1)  # of the regressors
     knowledge_steps: int = Field(4, ge=1)  # of the two conditional flows of a type
-    penalty: float = Field(1.0, ge=0)  # lambda
-    balance: bool = True  # rows of a type weigh as much in all as the rows without it
+    penalty: float = Field(0.25, ge=0)  # lambda; see `Knowledge`
+    positive_weight: float = Field(1.0, gt=0)  # of present types in the discriminators
 
 
 ModelConfig = ScnfConfig | FlowGmmConfig | M1Config | M2Config | M1M2Config | TzkConfig

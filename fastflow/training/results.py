@@ -4,7 +4,7 @@ import statistics
 
 import torch
 
-from fastflow.training.evaluate import FIGURES, evaluate
+from fastflow.training.evaluate import columns, evaluate
 from fastflow.training.restore import Restored
 
 
@@ -14,14 +14,15 @@ def measure(run: Restored, split: str) -> dict:
     The noise is the training run's: the test set gives the very numbers that the run ended with.
     """
     data = run.load_data()
-    x, labels = (data.test_x, data.test_labels) if split == "test" else (data.train_x, data.train_labels)
+    part = "test" if split == "test" else "train"
+    x, labels, groups = (getattr(data, f"{part}_{name}") for name in ("x", "labels", "groups"))
     rows = torch.tensor(run.monitor, dtype=torch.int64) if split == "monitor" else torch.arange(len(labels))
     rows = rows if split != "train" else rows[labels >= 0]
     if len(rows) == 0:
         why = "the run was trained with data.monitor = 0" if split == "monitor" else "no training image has a label"
         raise ValueError(f"seed {run.seed}: no images to evaluate on: {why}")
-    x, labels = x[rows].to(run.device), labels[rows].to(run.device)
-    return {"seed": run.seed, **evaluate(run.model, x, labels, levels=data.levels, seed=run.seed)}
+    x, labels, groups = (None if each is None else each[rows].to(run.device) for each in (x, labels, groups))
+    return {"seed": run.seed, **evaluate(run.model, x, labels, levels=data.levels, seed=run.seed, groups=groups)}
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
@@ -31,14 +32,14 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
 
 def table(results: list[dict]) -> str:
     """One line a seed and, for several, their mean and deviation. `results` hold "seed" and what `evaluate` returns."""
-    columns = {name: column for name, column in FIGURES.items() if name in results[0]}
-    rows = [["", *(title for title, _ in columns.values())]]
-    rows += [[f"seed {result['seed']}", *(format(result[name], style) for name, (_, style) in columns.items())]
+    shown = columns(results[0])
+    rows = [["", *(title for title, _ in shown.values())]]
+    rows += [[f"seed {result['seed']}", *(format(result[name], style) for name, (_, style) in shown.items())]
              for result in results]
     if len(results) > 1:
-        pairs = {name: mean_and_deviation([result[name] for result in results]) for name in columns}
+        pairs = {name: mean_and_deviation([result[name] for result in results]) for name in shown}
         rows.append(["mean ± std", *(f"{pairs[name][0]:{style}} ± {pairs[name][1]:{style}}"
-                                     for name, (_, style) in columns.items())])
+                                     for name, (_, style) in shown.items())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     return "\n".join("  ".join(line) for line in lines)

@@ -116,7 +116,7 @@ class SeedRun:
                 save=lambda: self._save_step(state, recorder),
                 title=title,
             )
-            results = self._evaluate(state.served, self.data.test_x, self.data.test_labels)
+            results = self._evaluate(state.served, "test", slice(None))
             recorder.write(state.step, "test", results)
             tensors = {name: part for name, part in state.tensors().items() if name != "trainer"}
             ended = {"results": results, "loss": self._loss()}
@@ -142,11 +142,12 @@ class SeedRun:
 
     def _monitor(self, model: nn.Module) -> dict | None:
         rows = torch.from_numpy(self.split.monitor)
-        return self._evaluate(model, self.data.train_x[rows], self.data.train_labels[rows]) if len(rows) else None
+        return self._evaluate(model, "train", rows) if len(rows) else None
 
-    def _evaluate(self, model: nn.Module, x: Tensor, labels: Tensor) -> dict:
-        x, labels = x.to(self.device), labels.to(self.device)
-        return evaluate(model, x, labels, levels=self.data.levels, seed=self.seed)
+    def _evaluate(self, model: nn.Module, part: str, rows: Tensor | slice) -> dict:
+        stored = (getattr(self.data, f"{part}_{name}") for name in ("x", "labels", "groups"))
+        x, labels, groups = (None if each is None else each[rows].to(self.device) for each in stored)
+        return evaluate(model, x, labels, levels=self.data.levels, seed=self.seed, groups=groups)
 
     def _write_split(self) -> None:
         """splits/seed-N.npz, which `data.split` of another run takes: the same labelled rows."""
