@@ -13,7 +13,6 @@ from fastflow.data import ImageData, VectorData
 from fastflow.figures import draw_samples, save_samples
 from fastflow.figures.curves import curves
 from fastflow.figures.draw import pictures
-from fastflow.figures.images import interpolate
 from fastflow.figures.latents import POINTS, confusion, latents
 from fastflow.figures.points import points
 from fastflow.figures.samples import samples_that_are_finite
@@ -83,11 +82,11 @@ def test_models_of_vectors_show_what_they_offer(features, names, tmp_path):
 @pytest.mark.parametrize("make", [small, small_image, lambda: tzk_images()[0]], ids=["SCNF", "FlowGMM", "TzK"])
 def test_interpolations_begin_and_end_at_the_images(make):
     model, x = make().eval(), image_data().test_images
-    between = interpolate(model, x[:3], x[3:6], 5)
+    between = model.interpolate(x[:3], x[3:6], 5)
     assert between.shape == (5, 3, 1, 8, 8)
     torch.testing.assert_close(between[[0, -1]], (torch.stack([x[:3], x[3:6]]) + 0.5) / 17, atol=1e-3, rtol=0)
-    if hasattr(model, "interpolate"):
-        torch.testing.assert_close(between, model.interpolate(x[:3], x[3:6], 5))
+    with pytest.raises(ValueError, match=r"interpolate: second has shape \(2, 1, 8, 8\), expected \(3, 1, 8, 8\)"):
+        model.interpolate(x[:3], x[:2], 5)
 
 
 def test_latents_of_the_plane_are_drawn_as_they_are_with_the_class_means():

@@ -53,7 +53,7 @@ def interpolations(model: nn.Module, data: ImageData) -> Figure:
     Of data without classes, from each of some test images to the next.
     """
     images, labels = one_of_each_class(data) if data.classes > 1 else (part[:FEW] for part in test_rows(data))
-    between = interpolate(model, prepared(model, data, images), prepared(model, data, images.roll(-1, 0)), STEPS).cpu()
+    between = model.interpolate(prepared(model, data, images), prepared(model, data, images.roll(-1, 0)), STEPS).cpu()
     figure = Figure(figsize=(0.5 * STEPS + 1.2, 0.5 * len(images) + 0.8))
     axes = figure.subplots()
     tile(axes, between.transpose(0, 1))
@@ -64,18 +64,6 @@ def interpolations(model: nn.Module, data: ImageData) -> Figure:
     axes.set_xlabel("share of the second image's latents")
     axes.set_title("interpolations in latent space", loc="left")
     return figure
-
-
-@torch.no_grad()
-def interpolate(model: nn.Module, first: Tensor, second: Tensor, steps: int) -> Tensor:
-    """[steps, B, *shape]: images on straight lines of all latents of the trunk, from first to second, ends included.
-
-    first, second  [B, *shape] as the model takes them
-    """
-    start, end = (model.trunk(model.dequantize(x, dtype=next(model.parameters()).dtype))[0] for x in (first, second))
-    parts = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
-    z = torch.lerp(start, end, parts.view(-1, *[1] * start.dim())).flatten(0, 1)
-    return model.trunk.inverse(z)[0].clamp(0, 1).unflatten(0, (steps, len(first)))
 
 
 def reconstructions(model: nn.Module, data: ImageData) -> Figure:

@@ -192,17 +192,6 @@ class FlowGMM(ClassFlow):
         """[K, *shape]: the data whose latents are the class means."""
         return self.decode(self.head.means)
 
-    @torch.no_grad()
-    def interpolate(self, first: Tensor, second: Tensor, steps: int = 8) -> Tensor:
-        """[steps, B, *shape]: data on straight lines of latents from first to second, [B, *shape] each, ends included.
-        """
-        if first.shape != second.shape:
-            raise ValueError(f"FlowGMM.interpolate: second has shape {tuple(second.shape)}, expected "
-                             f"{tuple(first.shape)} like first")
-        start, end = self.embed(first), self.embed(second)
-        parts = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
-        return self.decode(torch.lerp(start, end, parts[:, None, None]).flatten(0, 1)).unflatten(0, (steps, len(first)))
-
     def embed(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """z [B, D], all latents of x."""
         return self._latents(x, noise)[0]

@@ -263,10 +263,6 @@ class TzK(ClassFlow):
             raise ValueError(f"{op}: the type is {name!r}, expected one of {', '.join(self.knowledge) or 'none'}")
         return self.knowledge[name]
 
-    def _continuous(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        dtype = self.base.rho.dtype
-        return x.to(dtype) if self.dequantize is None else self.dequantize(x, noise, dtype=dtype)
-
     def _log_joint(self, data: Latent, type_: Knowledge, draws: int, generator: torch.Generator | None) -> Tensor:
         if draws < 1:
             raise ValueError(f"TzK: draws is {draws}, expected at least 1")
