@@ -18,7 +18,7 @@ RECIPES = {  # settings, and the most error in percent
     "scnf-glow-moons": (["steps=150", "seeds=1"], 15),
     "scnf-glow-circles": (["steps=150", "seeds=1"], 15),
     "flowgmm-moons": (["steps=120", "seeds=1", "model.trunk.hidden=128"], 15),
-    "flowgmm-circles": (["steps=120", "seeds=1", "model.trunk.hidden=128"], 15),
+    "flowgmm-circles": (["steps=400", "seeds=1"], 20),
     "flowgmm-eight-gaussians": (["steps=120", "seeds=1", "model.trunk.hidden=128"], 30),
     "flowgmm-pinwheel": (["steps=120", "seeds=1", "model.trunk.hidden=128"], 30),
     "scnf-gmm-digits": (["steps=200"], 40),
