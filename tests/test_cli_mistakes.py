@@ -53,6 +53,25 @@ BAD = {
     "no MNIST there": ((*SMALL_SET, "data.name=mnist", "data.path=run"), "run/train-images-idx3-ubyte.gz: no such"),
     "no archive": ((*SMALL_SET, "data.name=npz"), "data.path is missing"),
     "impossible shape": (("train", "conv.yaml"), "conv_trunk: image is 8 x 8, expected at least 32 x 32"),
+    "images for points": ((*SMALL_SET, "data={name: moons, labels: 4}", "model.trunk={kind: conv}", "loss={}"),
+                          "model.trunk.kind is conv, a flow of images, but the data are vectors of shape (2,)"),
+    "points for images": ((*SMALL_SET, "model={kind: flowgmm, trunk: {kind: tabular}}", "loss={}"),
+                          "model.trunk.kind is tabular, a flow of vectors, but the data are images of shape (1, 8, 8)"),
+    "views of vectors": ((*SMALL_SET, "data.pca=5"), "digits pca 5 has vectors; leave views, pseudo"),
+    "binary vectors": ((*SMALL_SET, "data={name: moons, labels: 4}", "model={kind: m2}", "loss={}"),
+                       "model.likelihood is bernoulli, expected gaussian: the data are vectors"),
+    "no width": ((*SMALL_SET, "model={kind: m2, hidden: [-1]}", "loss={}"), "model.hidden.0 is -1: input should be"),
+    "M2 without labels": ((*SMALL_SET, "model={kind: m2}", "loss={}", "data.labels=0"), "data.labels is 0, expected"),
+    "M2 that sees no label": ((*SMALL_SET, "model={kind: m2}", "loss={}", "sampling.labelled=0"),
+                              "sampling.labelled is 0.0, expected more: no labelled row"),
+    "loss of another": ((*SMALL_SET, "model={kind: m2}", "loss={view: 1}"), "loss.view is 1.0, expected 0.0: m2 has"),
+    "M1+M2 without M1": ((*SMALL_SET, "model={kind: m1m2}", "loss={}"), "pretrained is missing, expected the run"),
+    "M1+M2 of another": ((*SMALL_SET, "model={kind: m1m2}", "loss={}", "pretrained=run"),
+                         "pretrained is run, a run of scnf, expected one of an m1"),
+    "no head": ((*SMALL_SET, "model={kind: m1}", "data.labels=0", "loss={}", "optimizer.head_lr=1"),
+                "optimizer.head_lr is 1.0, expected none: the model has no head that trains"),
+    "idle setting": ((*SMALL_SET, "loss={consistency_ramp: 5}"), "loss.consistency_ramp is 5, expected 0: loss"),
+    "pretrained M2": (("eval", "m2.yaml", "--pretrained", "broken.yaml"), "model.kind is m2, expected scnf: "),
     "no pretrained": (("train", "small.yaml", "--pretrained", "absent.torch"), "there is no file absent.torch"),
     "not a pretrained": (("eval", "small.yaml", "--pretrained", "broken.yaml"), "broken.yaml is no checkpoint"),
     "not empty": (("train", "small.yaml", "--out", "run"), "run exists and is not empty; add --resume"),
@@ -79,6 +98,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(work, monkeypatch, capfd, arg
     (work / "broken.yaml").write_text("data: {name: [\n")
     (work / "list.yaml").write_text("- 1\n")
     (work / "deep.yaml").write_text("[" * 3000)
+    (work / "m2.yaml").write_text(yaml.safe_dump(CONFIG | {"model": {"kind": "m2"}, "loss": {}}))
     trunk = {"kind": "conv", "scales": 5, "hidden": 4, "blocks": 1}
     (work / "conv.yaml").write_text(yaml.safe_dump(CONFIG | {"model": CONFIG["model"] | {"trunk": trunk}}))
     (work / "own").mkdir()

@@ -179,6 +179,17 @@ def test_weight_decay_leaves_all_but_matrices_alone(name):
     assert sum(len(group["params"]) for group in everything if group["weight_decay"]) == 3
 
 
+@pytest.mark.parametrize("decay_all", [False, True])
+@pytest.mark.parametrize("head_lr", [None, 0.5])
+def test_the_head_may_have_another_step_and_keeps_its_decay(head_lr, decay_all):
+    model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, head_lr=head_lr, weight_decay=0.3, decay_all=decay_all))
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert groups[parameter]["base_lr"] == (head_lr if head_lr and name.startswith("head") else 0.1)
+        assert groups[parameter]["weight_decay"] == (0.3 if decay_all or name.endswith("weight") else 0.0)
+
+
 def test_average_follows_weights_and_buffers():
     model = torch.nn.BatchNorm1d(1, affine=True)
     average = WeightAverage(model, decay=0.5)

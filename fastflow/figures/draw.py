@@ -26,6 +26,7 @@ from fastflow.figures.points import points
 from fastflow.figures.probe import obfuscation_probe, probe_picture
 from fastflow.figures.samples import samples, samples_that_are_finite, title_of
 from fastflow.figures.style import STYLE
+from fastflow.models import M1
 from fastflow.training.build import Data
 from fastflow.training.record import read_metrics
 from fastflow.training.restore import Restored
@@ -86,7 +87,7 @@ def pictures(model: nn.Module, data: Data, labelled: list[int], seed: int) -> di
             chosen["styles"] = partial(styles, model, seed)
             if model.latent > 1:
                 chosen["style-planes"] = partial(style_planes, model, data)
-        elif hasattr(model, "decode") and not classes:
+        elif isinstance(model, M1):
             chosen["reconstructions"] = partial(reconstructions, model, data)
     elif data.shape == (2,):
         chosen["points"] = partial(points, model, data, labelled, seed)

@@ -19,7 +19,7 @@ def tile(axes: Axes, images: Tensor) -> None:
             image = images[row, column].permute(1, 2, 0).numpy()
             y, x = row * (height + gap), column * (width + gap)
             page[y : y + height, x : x + width] = image if channels == 3 else 1 - image[..., :1]
-    axes.imshow(page, interpolation="nearest")
+    axes.imshow(page.clip(0, 1), interpolation="nearest")  # means of real-valued models may leave [0, 1]
     axes.set_xticks([column * (width + gap) + (width - 1) / 2 for column in range(columns)], range(columns))
     axes.set_yticks([row * (height + gap) + (height - 1) / 2 for row in range(rows)], range(rows))
     axes.tick_params(length=0)

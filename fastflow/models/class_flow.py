@@ -59,15 +59,21 @@ class ClassFlow(nn.Module):
     def interpolate(self, first: Tensor, second: Tensor, steps: int = 8) -> Tensor:
         """[steps, B, *shape]: data on straight lines of the trunk's latents from first to second, ends included.
 
-        first, second  [B, *shape], as in `class_scores`; images come as [0, 1]. Of models with a `trunk`.
+        first, second  [B, *shape], as in `class_scores`; images come as [0, 1]. Of models with a `trunk`, which is used
+        as in evaluation. Raises FloatingPointError where the inverse overflows.
         """
         if first.shape != second.shape:
             raise ValueError(f"{type(self).__name__}.interpolate: second has shape {tuple(second.shape)}, expected "
                              f"{tuple(first.shape)} like first")
+        training = self.trunk.training
+        self.trunk.eval()
         start, end = (self.trunk(self._continuous(x, None))[0] for x in (first, second))
         parts = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
         z = torch.lerp(start, end, parts.view(-1, *[1] * start.dim())).flatten(0, 1)
         x = self.trunk.inverse(z)[0].unflatten(0, (steps, len(first)))
+        self.trunk.train(training)
+        if not x.isfinite().all():
+            raise FloatingPointError(f"{type(self).__name__}.interpolate: a point between left the range of {x.dtype}")
         return x if self.levels == 1 else x.clamp(0, 1)
 
     def _continuous(self, x: Tensor, noise: Tensor | None) -> Tensor:

@@ -99,6 +99,9 @@ def build_model(config: ModelConfig, about: dict, units: Tensor | None = None) -
         return _flowgmm(config, shape, levels, classes)
     if config.kind == "tzk":
         return _tzk(config, about, shape, levels, classes)
+    likelihood = config.m1.likelihood if config.kind == "m1m2" else config.likelihood
+    if levels == 1 and likelihood == "bernoulli":
+        raise ValueError("model.likelihood is bernoulli, expected gaussian: the data are vectors")
     sizes = config.model_dump(exclude={"kind", "m1", "threshold"})
     if config.kind == "m1":
         return M1(shape, **sizes)

@@ -97,7 +97,7 @@ class LossConfig(Section):
     consistency_kind: Literal["hard", "mse"] = "hard"
     consistency_threshold: float = Field(0.0, ge=0, lt=1)  # hard: rows whose class is no more probable count nothing
     consistency_ramp: int = Field(0, ge=0)  # steps in which its weight grows from the first step on
-    em_steps: int = Field(1, ge=1)  # M-steps on one batch, or epoch, with the responsibilities of before the first
+    em_steps: int = Field(1, ge=1)  # M-steps on one batch, or epochs, with the responsibilities of before the first
     em_refresh: Literal["batch", "epoch"] = "batch"  # when responsibilities are computed; batch with 1 step: plain SGD
     alpha: float = Field(0.1, ge=0)  # M2: a labelled row's cross-entropy weighs alpha rows / labelled
     weight_prior: bool = True  # M1, M2: weights are N(0, 1)
@@ -165,11 +165,17 @@ class Config(Section):
         if model.kind == "m1" or (model.kind == "scnf" and model.head.kind == "normal"):
             loss = self.loss
             of_classes = {"data.labels": self.data.labels, "loss.classification": loss.classification,
-                          "loss.view": loss.view, "loss.pseudo": loss.pseudo, "loss.consistency": loss.consistency}
+                          "loss.view": loss.view, "loss.pseudo": loss.pseudo, "loss.consistency": loss.consistency,
+                          "loss.em_steps - 1": loss.em_steps - 1}
             what = "m1" if model.kind == "m1" else "a model.head of kind normal"
             for key, value in of_classes.items():
                 if value:
                     raise ValueError(f"{key} is {value}, expected 0: {what} has no classes")
+        if model.kind in ("flowgmm", "m2", "m1m2") and not self.data.labels:
+            raise ValueError(f"data.labels is 0, expected more: {model.kind} learns its classes from labels; m1 and a "
+                             "model.head of kind normal learn without")
+        if model.kind in BOUNDS and self.data.labels and not self.sampling.labelled:
+            raise ValueError("sampling.labelled is 0.0, expected more: no labelled row would be drawn")
         if model.kind == "m1m2" and self.pretrained is None:
             raise ValueError("pretrained is missing, expected the run of an m1: m1m2 is M2 on the latents of that")
         if model.kind not in ("scnf", "m1m2") and self.pretrained is not None:
@@ -178,12 +184,20 @@ class Config(Section):
 
     def _loss_is_of_the_model(self) -> None:
         """Raises ValueError where a key of `loss` is set that the model's objective would not read."""
-        used = set() if self.model.kind == "tzk" else _OF_BOUNDS if self.model.kind in BOUNDS else (
+        kind = self.model.kind
+        used = set() if kind == "tzk" else {"weight_prior"} if kind == "m1" else _OF_BOUNDS if kind in BOUNDS else (
             set(LossConfig.model_fields) - _OF_BOUNDS)
         for key, field in LossConfig.model_fields.items():
             if key not in used and getattr(self.loss, key) != field.default:
                 raise ValueError(f"loss.{key} is {getattr(self.loss, key)}, expected {field.default}: "
-                                 f"{self.model.kind} has another objective")
+                                 f"{kind} has another objective")
+        for key, of in _PART_OF.items():
+            if getattr(self.loss, key) != LossConfig.model_fields[key].default and not getattr(self.loss, of):
+                raise ValueError(f"loss.{key} is {getattr(self.loss, key)}, expected "
+                                 f"{LossConfig.model_fields[key].default}: loss.{of} is 0")
 
 
 _OF_BOUNDS = {"alpha", "weight_prior"}
+_PART_OF = {"pseudo_threshold": "pseudo", "pseudo_start": "pseudo", "pseudo_ramp": "pseudo",
+            "consistency_kind": "consistency", "consistency_threshold": "consistency",
+            "consistency_ramp": "consistency"}

@@ -1,12 +1,14 @@
 """The `model` section: one class a system, one a trunk, one a head, told apart by their `kind`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fastflow.training.randomness import SEEDS
 from fastflow.training.section import Section
 
 Prior = Literal["uniform", "empirical", "learned"]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=SEEDS)], ...], Field(min_length=1)]
 
 
 class ConvTrunk(Section):
@@ -120,7 +122,7 @@ class M1Config(Section):
 
     kind: Literal["m1"] = "m1"
     latent: int = Field(50, ge=1)
-    hidden: tuple[int, ...] = (600, 600)
+    hidden: Widths = (600, 600)
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     init_std: float | None = Field(0.001, gt=0)  # of the weights; none: as the authors' code has it
 
@@ -130,7 +132,7 @@ class M2Config(Section):
 
     kind: Literal["m2"]
     latent: int = Field(50, ge=1)
-    hidden: tuple[int, ...] = (500,)
+    hidden: Widths = (500,)
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     prior: Literal["uniform", "learned"] = "uniform"
     init_std: float | None = Field(0.001, gt=0)
@@ -143,7 +145,7 @@ class M1M2Config(Section):
     m1: M1Config = M1Config()
     threshold: float = Field(0.1, ge=0)  # latents of M1 whose mean varies no more are left to their prior
     latent: int = Field(50, ge=1)
-    hidden: tuple[int, ...] = (500,)  # the paper: 300 for 100 labels
+    hidden: Widths = (500,)  # the paper: 300 for 100 labels
     prior: Literal["uniform", "learned"] = "uniform"
     init_std: float | None = Field(0.001, gt=0)
 

@@ -14,19 +14,22 @@ from fastflow.training.config import OptimizerConfig, ScheduleConfig
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Adamax, Adam or AdamW; weight decay goes to conditioner weights alone unless `decay_all`.
 
-    Each group has its `base_lr`, which `set_lr` multiplies: that of the class head may be another.
+    Each group has its `base_lr`, which `set_lr` multiplies: that of the class head may be another. Raises ValueError
+    for `head_lr` where no head trains.
     """
-    decayed, free, head = [], [], []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    of_head = False
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            of_head = config.head_lr is not None and name.startswith("head.")
-            decays = config.decay_all or _is_weight(model, name)
-            (head if of_head else decayed if decays else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay, "base_lr": config.lr},
-              {"params": free, "weight_decay": 0.0, "base_lr": config.lr},
-              {"params": head, "weight_decay": 0.0, "base_lr": config.head_lr}]
+            apart = config.head_lr is not None and name.startswith("head.")
+            of_head |= apart
+            decay = config.weight_decay if config.decay_all or _is_weight(model, name) else 0.0
+            groups.setdefault((config.head_lr if apart else config.lr, decay), []).append(parameter)
+    if config.head_lr is not None and not of_head:
+        raise ValueError(f"optimizer.head_lr is {config.head_lr}, expected none: the model has no head that trains")
     kind = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}[config.name]
-    return kind([group for group in groups if group["params"]], lr=config.lr, foreach=True)
+    return kind([{"params": parameters, "weight_decay": decay, "base_lr": lr}
+                 for (lr, decay), parameters in groups.items()], lr=config.lr, foreach=True)
 
 
 def _is_weight(model: nn.Module, name: str) -> bool:

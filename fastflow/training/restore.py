@@ -50,6 +50,9 @@ def restore(path: Path, device: str = "auto") -> list[Restored]:
 def restore_pretrained(config_path: Path, weights: Path, device: str = "auto") -> Restored:
     """A checkpoint of the public SCNF code as the model of a configuration, which names data and labelled rows."""
     config, chosen = load_config(config_path), choose_device(device)
+    if config.model.kind != "scnf":
+        raise ValueError(f"{config_path}: model.kind is {config.model.kind}, expected scnf: --pretrained is of the "
+                         "public SCNF code")
     data = load_data(config.data)
     model = build_model(config.model, data.describe())
     load_pretrained(model, weights)

@@ -35,8 +35,10 @@ def start_model(config: Config, data: Data, seed: int) -> Model:
 
 
 def _m1m2(config: Config, data: Data, seed: int) -> M1M2:
-    checkpoint, source = _of_seed(Path(config.pretrained), seed)
+    checkpoint, source = of_seed(Path(config.pretrained), seed)
     trained = parse_config(checkpoint.state["config"], source)
+    if trained.model.kind != "m1":
+        raise ValueError(f"pretrained is {config.pretrained}, a run of {trained.model.kind}, expected one of an m1")
     if trained.model != config.model.m1:
         raise ValueError(f"model.m1 is {config.model.m1!r}, expected {trained.model!r}, which {source} holds")
     if checkpoint.state["data"] != data.describe():
@@ -47,11 +49,11 @@ def _m1m2(config: Config, data: Data, seed: int) -> M1M2:
     rows = data.train_x[:: max(1, len(data.train_x) // ACTIVE_ROWS)][:ACTIVE_ROWS]
     units = m1.active_units(model_input(m1, rows, None, data.levels), config.model.threshold)
     model = build_model(config.model, data.describe(), units)
-    load_weights(model.m1, weights, source)
+    model.m1.load_state_dict(m1.state_dict())
     return model
 
 
-def _of_seed(run: Path, seed: int) -> tuple[Checkpoint, str]:
+def of_seed(run: Path, seed: int) -> tuple[Checkpoint, str]:
     """The checkpoint of a run for a seed, its own or the only one there is: an M1 learns from no labels."""
     found = find_checkpoints(run)
     own = [folder for folder in found if folder.parent.name == f"seed-{seed}"]

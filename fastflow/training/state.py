@@ -40,8 +40,8 @@ class TrainingState:
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        parts["trainer"] = moments | {f"{kind}.{name}": value for kind in ("sum", "held")
-                                      for name, value in getattr(self, _KEPT[kind]).items()}
+        parts["trainer"] = moments | {f"{kind}.{name}": value for kind, attribute in _KEPT.items()
+                                      for name, value in getattr(self, attribute).items()}
         return parts
 
     def load(self, step: int, parts: dict[str, dict[str, Tensor]]) -> None:

@@ -26,9 +26,10 @@ from fastflow.training.config import Config
 from fastflow.training.evaluate import evaluate
 from fastflow.training.inputs import model_input
 from fastflow.training.loop import fit
+from fastflow.training.optimizer import build_optimizer
 from fastflow.training.record import Recorder, read_metrics
 from fastflow.training.run import METRICS, locked, record_config, require_run, seed_folder
-from fastflow.training.start import initialize, start_model
+from fastflow.training.start import initialize, of_seed, start_model
 from fastflow.training.state import TrainingState
 
 
@@ -41,11 +42,16 @@ def prepare(config: Config, folder: Path | None = None) -> Data:
     """
     torch.set_flush_denormal(True)
     data, device = load_data(config.data), choose_device(config.device)
-    Batches(data, split(data, config.data, config.seed), config, config.seed, device)
+    batches = Batches(data, split(data, config.data, config.seed), config, config.seed, device)
     seeds = range(config.seed, config.seed + config.seeds)
     if folder and all(latest(seed_folder(folder, seed)) for seed in seeds):
         return data
+    if config.model.kind == "m1m2":
+        for seed in seeds[1:]:
+            of_seed(Path(config.pretrained), seed)
     model = start_model(config, data, config.seed).to(device)
+    initialize(model, config.model, batches)
+    build_optimizer(model, config.optimizer)
     with torch.no_grad():  # a backend that was asked for may not serve this model
         x = data.train_x[:2].to(device)
         model.class_scores(model_input(model, x, None, data.levels))
