@@ -70,6 +70,8 @@ BAD = {
                          "pretrained is run, a run of scnf, expected one of an m1"),
     "no head": ((*SMALL_SET, "model={kind: m1}", "data.labels=0", "loss={}", "optimizer.head_lr=1"),
                 "optimizer.head_lr is 1.0, expected none: the model has no head that trains"),
+    "EM and batch norm": ((*SMALL_SET, "model={kind: flowgmm, trunk: {kind: real_nvp}}", "loss={em_steps: 2}"),
+                          "loss.em_steps or em_refresh is set, expected neither for a real_nvp trunk"),
     "idle setting": ((*SMALL_SET, "loss={consistency_ramp: 5}"), "loss.consistency_ramp is 5, expected 0: loss"),
     "pretrained M2": (("eval", "m2.yaml", "--pretrained", "broken.yaml"), "model.kind is m2, expected scnf: "),
     "no pretrained": (("train", "small.yaml", "--pretrained", "absent.torch"), "there is no file absent.torch"),

@@ -176,6 +176,9 @@ class Config(Section):
                              "model.head of kind normal learn without")
         if model.kind in BOUNDS and self.data.labels and not self.sampling.labelled:
             raise ValueError("sampling.labelled is 0.0, expected more: no labelled row would be drawn")
+        if self.loss.uses_em and model.kind == "flowgmm" and model.trunk.kind == "real_nvp":
+            raise ValueError("loss.em_steps or em_refresh is set, expected neither for a real_nvp trunk: its batch "
+                             "normalisation makes of the E-step another function than that of the M-step")
         if model.kind == "m1m2" and self.pretrained is None:
             raise ValueError("pretrained is missing, expected the run of an m1: m1m2 is M2 on the latents of that")
         if model.kind not in ("scnf", "m1m2") and self.pretrained is not None:
