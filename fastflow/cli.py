@@ -52,16 +52,17 @@ def _fail(error: object, code: int) -> int:
 def _train(args: argparse.Namespace) -> int:
     from fastflow.training.evaluate import summary
     from fastflow.training.results import table
-    from fastflow.training.train import prepare, train
+    from fastflow.training.train import flushed_denormals, prepare, train
 
     config, folder = _resumed(args) if args.resume else _new(args)
-    data = prepare(config, folder)
-    folder = _make_folder(args, folder)
-    print(f"run folder   {folder}", flush=True)
-    try:
-        results = train(config, folder, data)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted; go on with: fastflow train {folder} --resume", 130)
+    with flushed_denormals():
+        data = prepare(config, folder)
+        folder = _make_folder(args, folder)
+        print(f"run folder   {folder}", flush=True)
+        try:
+            results = train(config, folder, data)
+        except KeyboardInterrupt:
+            return _fail(f"interrupted; go on with: fastflow train {folder} --resume", 130)
     print(f"\n{table(results)}\n")
     if len(results) > 1 and (config.data.label_seed is not None or config.data.split):
         best = min(results, key=lambda result: result["loss"])

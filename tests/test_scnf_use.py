@@ -122,8 +122,8 @@ def test_gmm_head():
     (lambda m, x: SCNF.glow((1, 7, 7), 17, 3), ValueError, "conv_trunk: image is 7 x 7, expected at least 8 x 8"),
     (lambda m, x: SCNF(FlowSequential([Logit()], (2,)), GaussianClassHead(3, 2), 17), ValueError,
      "SCNF: head describes 3 features, expected at most the trunk's 2"),
-    (lambda m, x: SCNF(FlowSequential([Logit()], (2,)), GaussianClassHead(2, 2), 1), ValueError,
-     "Dequantize: levels is 1, expected at least 2"),
+    (lambda m, x: SCNF(FlowSequential([Logit()], (2,)), GaussianClassHead(2, 2), 0), ValueError,
+     "Dequantize: levels is 0, expected at least 2"),
 ])
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):

@@ -16,6 +16,7 @@ from fastflow.training.loss import likelihood_loss, view_loss
 from fastflow.training.optimizer import WeightAverage, build_optimizer, lr_factor
 from fastflow.training.randomness import VIEW, uniform
 from fastflow.training.state import TrainingState
+from fastflow.training.train import flushed_denormals
 from fastflow.training.views import affine_views, normal_numbers
 
 CPU = torch.device("cpu")
@@ -271,3 +272,11 @@ def test_figures_of_the_uniform_density():
     assert figures["cross_entropy"] == pytest.approx(math.log(4))
     assert figures["error"] == 0.0
     assert evaluate(Uniform(1), images, labels, levels=8, seed=0) == {"bits_per_dim": pytest.approx(3.0)}
+
+
+def test_denormal_numbers_are_flushed_in_training_alone():
+    tiny = torch.tensor([1e-310], dtype=torch.float64)
+    for _ in range(2):
+        with flushed_denormals():
+            assert (tiny * 1.0).item() == 0.0
+        assert (tiny * 1.0).item() > 0.0

@@ -2,6 +2,8 @@
 
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,14 +35,23 @@ from fastflow.training.start import initialize, of_seed, start_model
 from fastflow.training.state import TrainingState
 
 
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """In it this thread, and threads that it makes, take denormal numbers for zero: Adam's squares of small gradients
+    are such, and cost a CPU half of its time. To be entered before PyTorch has made its threads, for all to agree."""
+    flushed = not bool(torch.tensor(1e-310, dtype=torch.float64) * 1.0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
+
+
 def prepare(config: Config, folder: Path | None = None) -> Data:
     """The data of a configuration, and every mistake in it that can be seen before a run folder exists.
 
-    Seeds that have a checkpoint in `folder`, of a run to go on with, no longer need the pretrained weights. From here
-    on this process, and threads it has yet to make, flush denormal numbers to zero: Adam's squares of small gradients
-    are such, and cost a CPU half of its time.
+    Seeds that have a checkpoint in `folder`, of a run to go on with, no longer need the pretrained weights.
     """
-    torch.set_flush_denormal(True)
     data, device = load_data(config.data), choose_device(config.device)
     batches = Batches(data, split(data, config.data, config.seed), config, config.seed, device)
     seeds = range(config.seed, config.seed + config.seeds)
