@@ -38,7 +38,7 @@ RECIPES = {  # settings, and the most error in percent where so few steps teach 
     "m1-mnist": (["steps=150", "optimizer.lr=1e-3", "model.init_std=null"], None),
     "m2-mnist": (["steps=60", "optimizer.lr=1e-3", "model.init_std=null"], None),
     "m1m2-mnist": (["steps=100", "optimizer.lr=1e-3", "model.init_std=null", "model.m1.init_std=null"], None),
-    "tzk-mnist-omniglot": (["steps=50", "optimizer.lr=5e-3", "model.steps=4", "data.monitor=0"], None),
+    "tzk-mnist-omniglot": (["steps=80", "optimizer.lr=5e-3", "model.steps=4", "data.monitor=0"], None),
 }
 
 
