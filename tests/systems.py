@@ -13,7 +13,7 @@ SYSTEMS = {
     "scnf of points": {"data": POINTS, "model": {"trunk": VECTORS, "head": HEAD}},
     "scnf with em over batches": {"data": POINTS, "model": {"trunk": VECTORS, "head": {"kind": "gaussian"}},
                                   "loss": {"em_steps": 3}},
-    "scnf with em over epochs": {"data": DIGITS, "model": {"trunk": VECTORS, "head": {"kind": "gaussian"}},
+    "scnf with em over epochs": {"data": POINTS, "model": {"trunk": VECTORS, "head": {"kind": "gaussian"}},
                                  "loss": {"em_refresh": "epoch"}},
     "fully conditional": {"data": POINTS, "model": {"trunk": VECTORS | {"steps": 0}, "head": HEAD}},
     "flowgmm of points": {"data": POINTS, "optimizer": {"name": "adam", "head_lr": 0.01}, "model": {

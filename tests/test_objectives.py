@@ -77,8 +77,8 @@ def test_the_marginal_does_not_fall_over_a_cycle_of_em():
 
 
 def test_responsibilities_of_an_epoch_are_of_all_rows():
-    state, batches, config = begin("scnf with em over epochs", sampling={"batch": 500})
-    assert len(batches.x) // 500 == 2
+    state, batches, config = begin("scnf with em over epochs", sampling={"batch": 50})
+    assert len(batches.x) // 50 == 2
     expected = state.model.predict_proba(batches.x).detach()
     for step in range(3):
         take_step(state, batches(state.step), config)
