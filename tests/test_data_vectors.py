@@ -8,7 +8,9 @@ import torch
 from test_data_tables import write_csv
 
 from fastflow import data as sets
-from fastflow.data import VectorData, split_rows, standardize
+from fastflow.data import VectorData, digits, split_rows, standardize
+from fastflow.training.build import load_data
+from fastflow.training.config import DataConfig
 
 
 def vectors(**changes) -> VectorData:
@@ -201,3 +203,14 @@ def test_text_sets_are_embeddings_as_stored(tmp_path, monkeypatch):
     np.savez(tmp_path / "yahoo_test.npz", encodings=encodings[0], labels=np.arange(12))
     with pytest.raises(TypeError, match=r"yahoo_test.npz: features are float32 \(768,\), expected numbers \[N, D\]"):
         sets.yahoo(tmp_path)
+
+
+def test_components_are_identified_by_the_images_they_are_of():
+    """Another machine's rounding moves the components, and a run must go on there."""
+    config = DataConfig(name="digits", pca=3)
+    data = load_data(config)
+    assert data.describe()["sha256"] == digits().describe()["sha256"]
+    moved = replace(data, train_features=data.train_features + 1e-6)
+    assert moved.describe() == data.describe()
+    assert replace(moved, origin=None).describe() != data.describe()
+    assert load_data(DataConfig(name="digits", pca=4)).describe() != data.describe()

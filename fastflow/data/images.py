@@ -1,6 +1,7 @@
 """What every data set is once loaded: grey levels and labels as tensors, checked once."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,10 +61,13 @@ class ImageData:
         present = set(self.train_groups[self.train_labels >= 0].tolist()) if self.groups else set()
         return tuple(name for place, name in enumerate(self.groups) if place not in present)
 
+    @cached_property
+    def _sha256(self) -> str:
+        arrays = [self.train_images, self.train_labels, self.test_images, self.test_labels]
+        return sha256(*arrays, *([self.train_groups, self.test_groups] if self.groups else []))
+
     def describe(self) -> dict:
         """What identifies the data in a checkpoint, with a sha256 over images, labels and groups."""
-        arrays = [self.train_images, self.train_labels, self.test_images, self.test_labels]
-        arrays += [self.train_groups, self.test_groups] if self.groups else []
         return {
             "name": self.name,
             "levels": self.levels,
@@ -71,7 +75,7 @@ class ImageData:
             "shape": list(self.shape),
             "train": len(self.train_images),
             "test": len(self.test_images),
-            "sha256": sha256(*arrays),
+            "sha256": self._sha256,
         } | ({"groups": list(self.groups), "classless": list(self.classless)} if self.groups else {})
 
     def _check_groups(self, name: str, rows: int) -> None:

@@ -1,6 +1,7 @@
 """Feature vectors (tables, embeddings, points of the plane) as tensors, checked once; beside ImageData."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ class VectorData:
     """A training and a test set of vectors, which have a density as they are: no grey levels, no dequantisation.
 
     `train_features`, `test_features` float32 [N, D], finite; `train_labels`, `test_labels` int64 [N] with values in
-    [0, classes), -1 = unknown (training only). Raises TypeError or ValueError naming the array at fault.
+    [0, classes), -1 = unknown (training only). `origin`: the sha256 of what the features were computed from, which
+    identifies them where another machine's rounding differs. Raises TypeError or ValueError naming the array at fault.
     """
 
     name: str
@@ -22,6 +24,7 @@ class VectorData:
     train_labels: Tensor
     test_features: Tensor
     test_labels: Tensor
+    origin: str | None = None
 
     def __post_init__(self):
         for part, lowest in (("train", -1), ("test", 0)):
@@ -50,15 +53,19 @@ class VectorData:
         """(D,) of one vector."""
         return tuple(self.train_features.shape[1:])
 
+    @cached_property
+    def _sha256(self) -> str:
+        return sha256(self.train_features, self.train_labels, self.test_features, self.test_labels)
+
     def describe(self) -> dict:
-        """What identifies the data in a checkpoint, with a sha256 over features and labels."""
+        """What identifies the data in a checkpoint, with a sha256 over features and labels, or of their origin."""
         return {
             "name": self.name,
             "classes": self.classes,
             "shape": list(self.shape),
             "train": len(self.train_features),
             "test": len(self.test_features),
-            "sha256": sha256(self.train_features, self.train_labels, self.test_features, self.test_labels),
+            "sha256": self.origin or self._sha256,
         }
 
 
@@ -73,7 +80,7 @@ def standardize(data: VectorData) -> VectorData:
     if len(constant):
         raise ValueError(f"{data.name}: column {int(constant[0])} of train_features is constant; leave it out")
     train, test = (((part.double() - mean) / deviation).float() for part in (train, data.test_features))
-    return replace(data, train_features=train, test_features=test)
+    return replace(data, train_features=train, test_features=test, origin=None)
 
 
 def check_features(name: str, features: Tensor) -> None:

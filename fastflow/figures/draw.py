@@ -50,8 +50,8 @@ def draw_figures(runs: list[Restored], folder: Path, probe: bool = True) -> list
         if metrics and metrics.exists():
             watched = "held out" if runs[0].config.data.hold_out else "unlabelled training rows"
             files.append(_save(curves(read_metrics(metrics), watched), folder / "curves.png"))
+        data = runs[0].load_data()
         for run in runs:
-            data = run.load_data()
             for name, draw in pictures(run.model, data, run.labelled, run.seed).items():
                 try:
                     figure = draw()

@@ -22,8 +22,9 @@ class ClassBound(nn.Module):
     Both hold in expectation over the noise: a single draw may lie above. So this is no `ClassFlow`, though
     `class_scores` has the same form: nothing here is called log_prob, and what is a bound is called `elbo`.
 
-    A subclass sets `shape` (of one x), `features` (D, its dimensions), `classes` (K) and `noise_features`, and defines
-    `class_terms` and `log_q`; `log_base` too, if it has such a part. K = 1 is a model without classes.
+    A subclass sets `shape` (of one x), `features` (D, its dimensions), `classes` (K), `noise_features` and `binary`
+    (whether x is 0 and 1, or their probability), and defines `class_terms` and `log_q`; `log_base` too, if it has such
+    a part. K = 1 is a model without classes.
 
     noise   [B, noise_features], standard normal; None: every latent is the mean of its q, deterministic and no bound
     labels  integers [B], -1 for unlabelled; None: no row is labelled
@@ -35,6 +36,7 @@ class ClassBound(nn.Module):
     features: int
     classes: int
     noise_features: int
+    binary: bool
 
     def class_terms(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(G [B, K], log q(y | x) [B, K]): all that training moves. G contains log p(y = k)."""

@@ -39,6 +39,7 @@ class M1(ClassBound):
                  likelihood: str = "bernoulli", init_std: float | None = 0.001) -> None:
         super().__init__()
         self.shape, self.features = tuple(shape), math.prod(shape)
+        self.binary = likelihood == "bernoulli"
         self.noise_features = self.latent = latent
         self.encoder = GaussianMLP(self.features, hidden, latent)
         self.decoder = density_mlp(likelihood)(latent, hidden[::-1], self.features)

@@ -40,6 +40,7 @@ class M1M2(ClassBound):
             raise ValueError("M1M2: m2's likelihood is bernoulli, expected gaussian: latents are real numbers")
         self.m1, self.m2 = m1.requires_grad_(False), m2
         self.shape, self.features, self.classes, self.latent = m1.shape, m1.features, m2.classes, m2.latent
+        self.binary = m1.binary
         self.noise_features = m1.noise_features + m2.noise_features
         described = torch.zeros(m1.latent, dtype=torch.bool).index_fill(0, units.cpu(), True)
         device = m1.decoder.input.weight.device

@@ -45,6 +45,7 @@ class M2(ClassBound):
                  init_std: float | None = 0.001) -> None:
         super().__init__()
         self.shape, self.features = tuple(shape), math.prod(shape)
+        self.binary = likelihood == "bernoulli"
         self.classes, self.latent, self.noise_features = classes, latent, classes * latent
         self.prior = ClassPrior(classes, prior)
         self.encoder = GaussianMLP(self.features, hidden, latent, classes)

@@ -60,7 +60,8 @@ class Batches:
     """
 
     def __init__(self, data: Data, split: Split, config: Config, seed: int, device: torch.device):
-        sampling, self.loss, self.augmentation = config.sampling, config.loss, config.augmentation
+        sampling, self.loss, moves = config.sampling, config.loss, config.augmentation.moves
+        self.augmentation = Augmentation(**config.augmentation.model_dump()) if moves else None
         labelled = sampling.labelled if len(split.labelled) else 0.0
         unlabelled = 1.0 if len(split.unlabelled) else 0.0
         if labelled + unlabelled == 0.0:
@@ -68,7 +69,7 @@ class Batches:
         loss = config.loss
         if unlabelled == loss.labelled == loss.classification == loss.view == loss.consistency == 0.0:
             raise ValueError("loss.labelled is 0.0, expected more: every row is labelled, and no row has a loss")
-        if data.levels == 1 and (loss.uses_views or loss.consistency or self.augmentation.moves):
+        if data.levels == 1 and (loss.uses_views or loss.consistency or moves):
             raise ValueError(f"loss and augmentation move images, but {data.name} has vectors; leave views, pseudo, "
                              "consistency and augmentation out")
         self.share = labelled / (labelled + unlabelled)
@@ -115,7 +116,7 @@ class Batches:
         return Batch(**batch)
 
     def _augmented(self, images: Tensor, stream: int, step: int) -> Tensor:
-        if not self.augmentation.moves:
+        if self.augmentation is None:
             return images
         numbers = self.uniform((len(images), AUGMENT_NUMBERS), stream, step)
-        return augment(images, numbers, Augmentation(**self.augmentation.model_dump()))
+        return augment(images, numbers, self.augmentation)

@@ -48,7 +48,7 @@ def _components(data: Data, components: int) -> VectorData:
     parts = {f"{part}_features": torch.cat([pca(rows) for rows in getattr(data, f"{part}_images").split(4096)])
              for part in ("train", "test")}
     return VectorData(f"{data.name} pca {components}", data.classes, train_labels=data.train_labels,
-                      test_labels=data.test_labels, **parts)
+                      test_labels=data.test_labels, origin=data.describe()["sha256"], **parts)
 
 
 def split(data: Data, config: DataConfig, seed: int) -> Split:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastflow.models import TzK
 from fastflow.models.class_bound import ClassBound
-from fastflow.training.inputs import is_binary, model_input
+from fastflow.training.inputs import model_input
 from fastflow.training.randomness import EVALUATION, EVALUATION_LATENT, uniform
 from fastflow.training.tzk_likelihoods import conditional_bits
 from fastflow.training.views import normal_numbers
@@ -65,7 +65,8 @@ def evaluate(model: nn.Module, x: Tensor, labels: Tensor, *, levels: int, seed: 
     if levels == 1:
         density = {"nll": -mean}
     else:
-        levels = 1 if is_binary(model) else levels  # a binary pixel has a probability, not a density
+        if isinstance(model, ClassBound) and model.binary:
+            levels = 1  # a binary pixel has a probability, not a density
         density = {"bits_per_dim": math.log2(levels) - mean / (math.prod(x.shape[1:]) * math.log(2.0))}
     if isinstance(model, TzK) and levels > 1:
         density |= _conditional(model, x, labels, groups, seed)

@@ -3,13 +3,7 @@
 from torch import Tensor, nn
 
 from fastflow.models.class_bound import ClassBound
-from fastflow.nn import BernoulliMLP
 from fastflow.ops import binarize, dequantize
-
-
-def is_binary(model: nn.Module) -> bool:
-    """Whether the model describes pixels that are 0 or 1."""
-    return any(isinstance(module, BernoulliMLP) for module in model.modules())
 
 
 def model_input(model: nn.Module, x: Tensor, noise: Tensor | None, levels: int) -> Tensor:
@@ -20,6 +14,6 @@ def model_input(model: nn.Module, x: Tensor, noise: Tensor | None, levels: int) 
     """
     if levels == 1 or not isinstance(model, ClassBound):
         return x
-    if not is_binary(model):
+    if not model.binary:
         return dequantize(x, noise, levels=levels)
     return x.float() / (levels - 1) if noise is None else binarize(x, noise, levels=levels)

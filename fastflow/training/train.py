@@ -38,7 +38,7 @@ from fastflow.training.state import TrainingState
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """In it this thread, and threads that it makes, take denormal numbers for zero: Adam's squares of small gradients
-    are such, and cost a CPU half of its time. To be entered before PyTorch has made its threads, for all to agree."""
+    become such, and a CPU is slow with them. To be entered before PyTorch has made its threads, for all to agree."""
     flushed = not bool(torch.tensor(1e-310, dtype=torch.float64) * 1.0)
     torch.set_flush_denormal(True)
     try:
