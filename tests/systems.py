@@ -16,8 +16,9 @@ SYSTEMS = {
     "scnf with em over epochs": {"data": POINTS, "model": {"trunk": VECTORS, "head": {"kind": "gaussian"}},
                                  "loss": {"em_refresh": "epoch"}},
     "fully conditional": {"data": POINTS, "model": {"trunk": VECTORS | {"steps": 0}, "head": HEAD}},
-    "flowgmm of points": {"data": POINTS, "optimizer": {"name": "adam", "head_lr": 0.01}, "model": {
-        "kind": "flowgmm", "trunk": TABULAR, "means": {"kind": "circle", "radius": 3.5}, "learn_means": True,
+    "flowgmm of points": {
+        "data": POINTS, "loss": {"view": 1.0, "pseudo": 1.0}, "optimizer": {"name": "adam", "head_lr": 0.01},
+        "model": {"kind": "flowgmm", "trunk": TABULAR, "means": {"kind": "circle", "radius": 3.5}, "learn_means": True,
         "learn_scales": True}},
     "flowgmm of images": {
         "data": DIGITS, "schedule": {"name": "hold"}, "augmentation": {"pad": 1, "flip": True, "rotation": 5},

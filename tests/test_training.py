@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_flow import SMALL, TinyFlow
 
-from fastflow.data import ImageData, Split
+from fastflow.data import ImageData, Split, moons
 from fastflow.training.batches import Batches
 from fastflow.training.config import LossConfig, OptimizerConfig, ScheduleConfig, ViewConfig
 from fastflow.training.config_file import parse_config
@@ -17,7 +17,7 @@ from fastflow.training.optimizer import WeightAverage, build_optimizer, lr_facto
 from fastflow.training.randomness import VIEW, uniform
 from fastflow.training.state import TrainingState
 from fastflow.training.train import flushed_denormals
-from fastflow.training.views import affine_views, normal_numbers
+from fastflow.training.views import affine_views, noisy_views, normal_numbers
 
 CPU = torch.device("cpu")
 
@@ -30,10 +30,10 @@ def make_data(rows=60, classes=3, levels=4, size=(1, 4, 4)):
     return ImageData("made", levels, classes, images, labels, images[:30], labels[:30])
 
 
-def make_batches(seed=0, split=None, loss=None, **sampling):
+def make_batches(seed=0, split=None, loss=None, data=None, **sampling):
     split = split or Split(np.arange(6), np.arange(6, 50), np.arange(50, 60))
     config = SMALL | {"sampling": {"batch": 16} | sampling, "loss": loss or {}}
-    return Batches(make_data(), split, parse_config(config, "config"), seed, CPU)
+    return Batches(data or make_data(), split, parse_config(config, "config"), seed, CPU)
 
 
 def test_loss_is_the_weighted_likelihood_and_cross_entropy():
@@ -137,6 +137,17 @@ def test_batches_have_views_where_the_loss_uses_them():
     assert torch.equal(batch.views, again.views)
     assert torch.equal(batch.x, make_batches()(3).x)
     assert not torch.equal(batch.noise, batch.view_noise)
+
+
+def test_views_of_vectors_are_the_vectors_with_noise():
+    vectors, draws = torch.ones(20000, 2), torch.rand(20000, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(noisy_views(vectors, draws, ViewConfig(noise=0)), vectors)
+    noise = noisy_views(vectors, draws, ViewConfig(noise=0.25)) - 1
+    torch.testing.assert_close(noise, 0.25 * normal_numbers(draws), atol=1e-6, rtol=0)
+    batch, again = (make_batches(data=moons(train=60), loss={"pseudo": 1.0})(3) for _ in range(2))
+    assert (batch.views - batch.x).std().item() == pytest.approx(0.1, rel=0.5)
+    assert torch.equal(batch.views, again.views)
+    assert (batch.noise, batch.view_noise) == (None, None)
 
 
 def test_view_loss_is_cross_entropy_with_labels_and_sure_guesses():

@@ -23,7 +23,7 @@ from fastflow.training.randomness import (
     host_generator,
     uniform,
 )
-from fastflow.training.views import NUMBERS, affine_views, normal_numbers
+from fastflow.training.views import NUMBERS, affine_views, noisy_views, normal_numbers
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Batches:
         loss = config.loss
         if unlabelled == loss.labelled == loss.classification == loss.view == loss.consistency == 0.0:
             raise ValueError("loss.labelled is 0.0, expected more: every row is labelled, and no row has a loss")
-        if data.levels == 1 and (loss.uses_views or loss.consistency or moves):
-            raise ValueError(f"loss and augmentation move images, but {data.name} has vectors; leave views, pseudo, "
-                             "consistency and augmentation out")
+        if data.levels == 1 and (loss.consistency or moves):
+            raise ValueError(f"loss.consistency and augmentation move images, but {data.name} has vectors; leave them "
+                             "out, or use loss.view and loss.pseudo")
         self.share = labelled / (labelled + unlabelled)
         visible = torch.full_like(data.train_labels, -1)
         visible[split.labelled] = data.train_labels[split.labelled]
@@ -103,6 +103,8 @@ class Batches:
         if self.groups is not None:
             batch["groups"] = self.groups[rows]
         if self.levels == 1:
+            if self.loss.uses_views:
+                batch["views"] = noisy_views(stored, self.uniform(stored.shape, VIEW, step), self.loss.views)
             return Batch(x=stored, noise=None, **batch)
         x = self._augmented(stored, AUGMENT, step)
         batch |= {"x": x, "noise": self.uniform(x.shape, DEQUANTIZE, step)}

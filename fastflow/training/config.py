@@ -73,12 +73,13 @@ class AugmentationConfig(Section):
 
 
 class ViewConfig(Section):
-    """Standard deviations of how an image moves into its view, see `affine_views`."""
+    """Standard deviations of how an image or a vector moves into its view, see `affine_views` and `noisy_views`."""
 
     rotation: float = Field(6.0, ge=0)  # degrees
     shear: float = Field(6.0, ge=0)  # degrees
     shift: float = Field(0.5, ge=0)  # pixels
     zoom: float = Field(0.05, ge=0)  # fraction
+    noise: float = Field(0.1, ge=0)  # of vectors, in their units; all else is of images
 
 
 class LossConfig(Section):

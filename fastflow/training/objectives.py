@@ -35,7 +35,8 @@ def likelihood(state: TrainingState, batch: Batch, config: Config) -> tuple[Tens
         log_base, scores = model.class_scores(batch.x, noise=batch.noise)
         total, parts = likelihood_loss(log_base, scores, batch.labels, loss, held)
     else:
-        x, noise = torch.cat([batch.x, batch.views]), torch.cat([batch.noise, batch.view_noise])
+        x = torch.cat([batch.x, batch.views])
+        noise = None if batch.noise is None else torch.cat([batch.noise, batch.view_noise])
         (log_base, _), (scores, of_views) = (part.tensor_split(2) for part in model.class_scores(x, noise=noise))
         total, parts = likelihood_loss(log_base, scores, batch.labels, loss, held)
         more, more_parts = view_loss(scores, of_views, batch.labels, loss, state.step)

@@ -1,4 +1,4 @@
-"""A second view of a batch: the same images, a little turned, moved, zoomed and sheared."""
+"""A second view of a batch: its images a little turned, moved, zoomed and sheared, its vectors with noise."""
 
 import math
 
@@ -24,6 +24,11 @@ def affine_views(images: Tensor, numbers: Tensor, config: ViewConfig, levels: in
     grid = F.affine_grid(torch.stack([across, along], dim=1), list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, align_corners=False)
     return moved.round().clamp(0, levels - 1).to(torch.uint8)
+
+
+def noisy_views(vectors: Tensor, uniform: Tensor, config: ViewConfig) -> Tensor:
+    """`vectors` [B, D] plus normal noise of standard deviation `config.noise`, made of `uniform` [B, D] in [0, 1)."""
+    return vectors + config.noise * normal_numbers(uniform).to(vectors.dtype)
 
 
 def normal_numbers(uniform: Tensor) -> Tensor:
