@@ -1,0 +1,74 @@
+"""The numbers of docs/results.md are those of the records."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RECORDS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/records/recipes").glob("*.json")}
+STEPS = json.loads((ROOT / "benchmarks/records/recipe_steps_cpu.json").read_text())
+TEXT = (ROOT / "docs/results.md").read_text()
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("|")]
+LETTERS = 7  # letters of a commit that the tables show
+BITS = {"MNIST, prior": "bits_mnist", "MNIST, given the data set": "bits_mnist_given_group",
+        "MNIST, given the digit": "bits_mnist_given_class", "Omniglot, prior": "bits_omniglot",
+        "Omniglot, given the data set": "bits_omniglot_given_group"}
+
+
+def row_of(recipe: str) -> list[str]:
+    """The one row whose second cell begins with the recipe's file."""
+    found = [row for row in ROWS if len(row) > 1 and row[1].startswith(f"{recipe}.yaml")]
+    assert len(found) == 1, f"docs/results.md has {len(found)} rows of {recipe}.yaml"
+    return found[0]
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+@pytest.mark.parametrize("recipe", sorted(name for name in RECORDS if name.endswith("-digits") and name != "m1-digits"))
+def test_digits(recipe):
+    record, (_, _, error, bits, minutes, commit) = RECORDS[recipe], row_of(recipe)
+    seeds = record["seeds"]
+    assert [seed["seed"] for seed in seeds] == [0, 1, 2]
+    assert error == spread([seed["error"] for seed in seeds], 2)
+    measure = "bits_per_dim" if "bits_per_dim" in seeds[0] else "bits_per_dim_bound"
+    assert spread([seed[measure] for seed in seeds], 3) in bits
+    assert ("at most" in bits) == (measure == "bits_per_dim_bound")
+    assert minutes == f"{statistics.mean(seed['minutes'] for seed in seeds):.1f}"
+    assert commit == record["commit"][:LETTERS]
+
+
+@pytest.mark.parametrize("recipe", sorted(name for name in RECORDS if name.endswith(("-moons", "-circles"))))
+def test_points(recipe):
+    record, (_, _, best, all_, seconds, commit) = RECORDS[recipe], row_of(recipe)
+    seeds = record["seeds"]
+    assert record["config"]["data"]["label_seed"] is not None, "not restarts: each seed has labels of its own"
+    assert best == f"{100 - min(seeds, key=lambda seed: seed['loss'])['error']:.1f}"
+    assert all_ == ", ".join(f"{100 - seed['error']:.1f}" for seed in seeds)
+    assert seconds == f"{60 * sum(seed['minutes'] for seed in seeds):.0f}"
+    assert commit == record["commit"][:LETTERS]
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_bits_of_tzk(name):
+    (row,) = [row for row in ROWS if row[0] == name]
+    assert row[2:] == [f"{seed[BITS[name]]:.3f}" for seed in RECORDS["tzk-mnist-omniglot"]["seeds"]]
+
+
+def test_errors_of_tzk():
+    (row,) = [row for row in ROWS if row[0].startswith("MNIST error by")]
+    assert row[2:] == [f"{seed['error']:.2f}" for seed in RECORDS["tzk-mnist-omniglot"]["seeds"]]
+    assert f"commit {RECORDS['tzk-mnist-omniglot']['commit'][:LETTERS]}" in " ".join(TEXT.split())
+
+
+@pytest.mark.parametrize("recipe", sorted({line["recipe"] for line in STEPS["steps"]}))
+def test_cost_of_a_step(recipe):
+    one, two = (line for line in STEPS["steps"] if line["recipe"] == recipe)
+    assert (one["threads"], two["threads"]) == (1, 2)
+    (row,) = [row for row in ROWS if row[0] == f"{recipe}.yaml"]
+    medians = [f"{statistics.median(line['milliseconds']):.0f}" for line in (one, two)]
+    assert row[1:] == [str(one["rows"]), *medians, str(one["steps"])]
+    assert f"commit {STEPS['commit'][:LETTERS]}" in " ".join(TEXT.split())
