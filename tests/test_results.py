@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 RECORDS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/records/recipes").glob("*.json")}
 STEPS = json.loads((ROOT / "benchmarks/records/recipe_steps_cpu.json").read_text())
 TEXT = (ROOT / "docs/results.md").read_text()
+FLAT = " ".join(TEXT.split())
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("|")]
 LETTERS = 7  # letters of a commit that the tables show
 BITS = {"MNIST, prior": "bits_mnist", "MNIST, given the data set": "bits_mnist_given_group",
@@ -61,7 +62,7 @@ def test_bits_of_tzk(name):
 def test_errors_of_tzk():
     (row,) = [row for row in ROWS if row[0].startswith("MNIST error by")]
     assert row[2:] == [f"{seed['error']:.2f}" for seed in RECORDS["tzk-mnist-omniglot"]["seeds"]]
-    assert f"commit {RECORDS['tzk-mnist-omniglot']['commit'][:LETTERS]}" in " ".join(TEXT.split())
+    assert f"commit {RECORDS['tzk-mnist-omniglot']['commit'][:LETTERS]}" in FLAT
 
 
 @pytest.mark.parametrize("recipe", sorted({line["recipe"] for line in STEPS["steps"]}))
@@ -71,4 +72,13 @@ def test_cost_of_a_step(recipe):
     (row,) = [row for row in ROWS if row[0] == f"{recipe}.yaml"]
     medians = [f"{statistics.median(line['milliseconds']):.0f}" for line in (one, two)]
     assert row[1:] == [str(one["rows"]), *medians, str(one["steps"])]
-    assert f"commit {STEPS['commit'][:LETTERS]}" in " ".join(TEXT.split())
+    assert f"commit {STEPS['commit'][:LETTERS]}" in FLAT
+
+
+def test_a_short_m1m2_on_mnist():
+    stages = [RECORDS["m1-mnist"], RECORDS["m1m2-mnist"]]
+    minutes = sum(stage["seeds"][0]["minutes"] for stage in stages)
+    steps = " and ".join(str(stage["config"]["steps"]) for stage in stages)
+    error = stages[1]["seeds"][0]["error"]
+    assert f"In {minutes:.0f} minutes of one thread, {steps} steps, M1+M2 gets to {error:.2f} %" in FLAT
+    assert f"commit {stages[1]['commit'][:LETTERS]}" in FLAT
