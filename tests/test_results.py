@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from fastflow.training.config_file import load_config
+
 ROOT = Path(__file__).parents[1]
 RECORDS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/records/recipes").glob("*.json")}
 STEPS = json.loads((ROOT / "benchmarks/records/recipe_steps_cpu.json").read_text())
 TEXT = (ROOT / "docs/results.md").read_text()
 FLAT = " ".join(TEXT.split())
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("|")]
+SHORTENED = {"m1-mnist", "m1m2-mnist"}
 LETTERS = 7  # letters of a commit that the tables show
 BITS = {"MNIST, prior": "bits_mnist", "MNIST, given the data set": "bits_mnist_given_group",
         "MNIST, given the digit": "bits_mnist_given_class", "Omniglot, prior": "bits_omniglot",
@@ -27,6 +30,20 @@ def row_of(recipe: str) -> list[str]:
 
 def spread(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def leaves(tree: dict) -> dict[tuple[str, ...], object]:
+    """Values by their path."""
+    return {(key, *inner): leaf for key, value in tree.items()
+            for inner, leaf in (leaves(value).items() if isinstance(value, dict) else [((), value)])}
+
+
+@pytest.mark.parametrize("recipe", sorted(set(RECORDS) - SHORTENED))
+def test_a_record_is_of_the_recipe(recipe):
+    """But for settings that have come since."""
+    now = leaves(load_config(ROOT / f"configs/{recipe}.yaml", ["seeds=3"]).model_dump(mode="json"))
+    then = leaves(RECORDS[recipe]["config"])
+    assert {key: value for key, value in then.items() if now.get(key) != value} == {}
 
 
 @pytest.mark.parametrize("recipe", sorted(name for name in RECORDS if name.endswith("-digits") and name != "m1-digits"))
