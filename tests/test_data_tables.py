@@ -1,11 +1,12 @@
 """Tables in three formats, from this program and others, and what is wrong with one that cannot be read."""
 
 import gzip
-import importlib.util
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from fastflow.data import read_table, tables
 from fastflow.data.labels import count_classes
@@ -118,11 +119,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         read_table(tmp_path / "own.parquet")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_parquet_tables(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
-
     path = tmp_path / "own.parquet"
     parquet.write_table(pyarrow.table({"a": [1.5, 2.0], "label": [1, 0], "b": [3, 4]}), path)
     features, labels = read_table(path)
