@@ -49,7 +49,7 @@ def minutes(lines: list[dict], batch: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("name", help="of the recipe: configs/NAME.yaml")
+    parser.add_argument("name", help="of the recipe, configs/NAME.yaml, and what was changed")
     parser.add_argument("--commit", required=True, help="the commit that trained it")
     args = parser.parse_args()
     try:
