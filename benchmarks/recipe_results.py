@@ -3,7 +3,8 @@
     python benchmarks/recipe_results.py runs/m2-digits m2-digits --commit eba6201
 
 Writes benchmarks/records/recipes/NAME.json: the device, on which this is to be called, versions, commit, configuration,
-and of each finished seed the results on the test set, the loss at the end and the minutes that its steps took.
+and of each finished seed the results on the test set, the loss at the end, the last figures of monitored rows, if there
+are any, and the minutes that its steps took.
 """
 
 import argparse
@@ -26,15 +27,21 @@ def describe(run: Path, commit: str) -> dict:
     if not states:
         raise ValueError(f"{run}: no finished seed, expected a run that fastflow train has ended")
     versions = states[0]["versions"]
-    lines = [line for line in read_metrics(run / METRICS) if line["split"] == "train"]
-    seeds = []
+    metrics, seeds = read_metrics(run / METRICS), []
     for state in states:
-        results = {name: value for name, value in state["results"].items() if name != "confusion"}
-        seeds.append({"seed": state["seed"], "loss": state["loss"], **results,
-                      "minutes": minutes([line for line in lines if line["seed"] == state["seed"]],
-                                         state["config"]["sampling"]["batch"])})
+        lines = [line for line in metrics if line["seed"] == state["seed"]]
+        found = {"seed": state["seed"], "loss": state["loss"], **kept(state["results"])}
+        if monitored := [line for line in lines if line["split"] == "monitor"]:
+            found["monitor"] = kept(monitored[-1])
+        seeds.append(found | {"minutes": minutes([line for line in lines if line["split"] == "train"],
+                                                 state["config"]["sampling"]["batch"])})
     return {"device": record.describe_device("cpu" if versions["device"] == "cpu" else "cuda"), "versions": versions,
             "commit": commit, "config": yaml.safe_load((run / "config.yaml").read_text()), "seeds": seeds}
+
+
+def kept(figures: dict) -> dict:
+    """But for the confusion matrix, and what names a line of the metrics."""
+    return {name: value for name, value in figures.items() if name not in ("confusion", "seed", "split")}
 
 
 def minutes(lines: list[dict], batch: int) -> float:
